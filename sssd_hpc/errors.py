@@ -1,0 +1,14 @@
+"""The exceptions that cross rooms: what the command line turns into its exit codes."""
+
+from __future__ import annotations
+
+
+class UserError(ValueError):
+    """A mistake that the user can mend: exit code 2, one line, no traceback.
+
+    The message says what is wrong, where, what was given, what is allowed and what to do.
+    """
+
+
+class Interrupted(Exception):
+    """Work stopped early by a signal with its state saved: exit code 75, the same command resumes."""

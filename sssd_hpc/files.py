@@ -1,0 +1,195 @@
+"""Durable writes, hashes and safe paths: the one place for them.
+
+A file written here is either whole or absent: temporary name, fsync, rename, fsync of the folder.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import hashlib
+import io
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from sssd_hpc.errors import UserError
+
+TEMP_PREFIX = ".tmp-"
+MAX_CSV_FIELD = 1 << 20
+
+
+def sha256_bytes(data: bytes) -> str:
+    """Return the SHA-256 of `data` in hexadecimal."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def sha256_file(path: Path) -> str:
+    """Return the SHA-256 of a file in hexadecimal, reading it in blocks."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def fsync_path(path: Path) -> None:
+    """Flush a file or folder entry to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def temp_name(path: Path) -> Path:
+    """Return an unused temporary name beside `path`, recognisable by `TEMP_PREFIX`."""
+    return path.with_name(f"{TEMP_PREFIX}{path.name}-{os.getpid()}-{uuid.uuid4().hex[:8]}")
+
+
+def atomic_write_bytes(path: Path, data: bytes, *, durable: bool = True) -> None:
+    """Write a file whole or not at all; `durable=False` skips the fsync of bulk data.
+
+    Raises:
+        OSError: the disk is full or not writable; the temporary file is removed first.
+    """
+    temp = temp_name(path)
+    try:
+        with open(temp, "wb") as stream:
+            stream.write(data)
+            if durable:
+                stream.flush()
+                os.fsync(stream.fileno())
+        os.replace(temp, path)
+    except BaseException:
+        temp.unlink(missing_ok=True)
+        raise
+    if durable:
+        fsync_path(path.parent)
+
+
+def atomic_write_text(path: Path, text: str) -> None:
+    """Write UTF-8 text whole or not at all."""
+    atomic_write_bytes(path, text.encode())
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write indented JSON whole or not at all; NaN is refused (it is not JSON)."""
+    atomic_write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read JSON.
+
+    Raises:
+        UserError: the file is missing or not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise UserError(f"{path} cannot be read as JSON: {error}") from error
+
+
+@contextlib.contextmanager
+def atomic_directory(path: Path) -> Iterator[Path]:
+    """Yield a temporary folder that becomes `path` when the block ends without an error.
+
+    Every file is flushed before the rename. `path` must not exist.
+    """
+    temp = temp_name(path)
+    temp.mkdir(parents=True)
+    try:
+        yield temp
+        for entry in sorted(temp.rglob("*")):
+            fsync_path(entry)
+        fsync_path(temp)
+        os.rename(temp, path)
+    except BaseException:
+        shutil.rmtree(temp, ignore_errors=True)
+        raise
+    fsync_path(path.parent)
+
+
+def remove_temporaries(folder: Path) -> None:
+    """Remove what a killed writer left in `folder` (not below it)."""
+    for entry in folder.glob(f"{TEMP_PREFIX}*"):
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink(missing_ok=True)
+
+
+def inside(root: Path, relative: str) -> Path:
+    """Return `root/relative`, proven to lie inside `root` once links are followed.
+
+    Raises:
+        UserError: `relative` is absolute, climbs with `..`, holds control characters or backslashes,
+            begins with `~`, looks like a URL, or leads out through a symbolic link.
+    """
+    parts = relative.split("/")
+    bad = (
+        not relative
+        or any(ord(character) < 32 or character == "\\" for character in relative)
+        or "://" in relative
+        or relative.startswith("~")
+        or any(part in ("", ".", "..") for part in parts)
+    )
+    if bad:
+        raise UserError(f"{relative[:200]!r} is not a plain path inside {root}")
+    path = root.joinpath(*parts)
+    if not path.resolve().is_relative_to(root.resolve()):
+        raise UserError(f"{relative[:200]!r} leads out of {root} through a symbolic link")
+    return path
+
+
+def read_csv(path: Path, required: Sequence[str]) -> list[dict[str, str]]:
+    """Read a CSV table as text cells; nothing is evaluated or converted.
+
+    Raises:
+        UserError: missing file, missing or repeated column, ragged row, NUL, a cell over 1 MiB.
+    """
+    previous = csv.field_size_limit(MAX_CSV_FIELD)
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as stream:
+            reader = csv.reader(stream, strict=True)
+            header = next(reader, [])
+            missing = [name for name in required if name not in header]
+            if missing:
+                raise UserError(f"{path} lacks the column(s) {', '.join(missing)}; it has {header}")
+            if len(set(header)) != len(header):
+                raise UserError(f"{path} names a column twice: {header}")
+            rows = []
+            for cells in reader:
+                if len(cells) != len(header):
+                    raise UserError(
+                        f"{path} line {reader.line_num} has {len(cells)} cells, "
+                        f"its header has {len(header)}"
+                    )
+                if any("\0" in cell for cell in cells):
+                    raise UserError(f"{path} line {reader.line_num} holds a NUL character")
+                rows.append(dict(zip(header, cells, strict=True)))
+            return rows
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path} cannot be read as CSV: {error}") from error
+    finally:
+        csv.field_size_limit(previous)
+
+
+def csv_text(value: str) -> str:
+    """Quote text that a spreadsheet would run as a formula (OWASP: CSV injection, CWE-1236)."""
+    return f"'{value}" if value[:1] in ("=", "+", "-", "@", "\t", "\r") else value
+
+
+def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, object]]) -> None:
+    """Write a CSV table whole or not at all; text cells pass through `csv_text`."""
+    buffer = io.StringIO(newline="")
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(columns)
+    for row in rows:
+        cells = (row.get(name, "") for name in columns)
+        writer.writerow([csv_text(cell) if isinstance(cell, str) else cell for cell in cells])
+    atomic_write_text(path, buffer.getvalue())
