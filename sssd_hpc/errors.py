@@ -10,5 +10,5 @@ class UserError(ValueError):
     """
 
 
-class Interrupted(Exception):
-    """Work stopped early by a signal with its state saved: exit code 75, the same command resumes."""
+class Interrupted(Exception):  # noqa: N818 - not an error
+    """Work stopped early by a signal, its state saved: exit code 75, the same command resumes."""

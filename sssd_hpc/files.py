@@ -127,8 +127,8 @@ def inside(root: Path, relative: str) -> Path:
     """Return `root/relative`, proven to lie inside `root` once links are followed.
 
     Raises:
-        UserError: `relative` is absolute, climbs with `..`, holds control characters or backslashes,
-            begins with `~`, looks like a URL, or leads out through a symbolic link.
+        UserError: `relative` is absolute, climbs with `..`, holds control characters or
+            backslashes, begins with `~`, is a URL, or leads out through a symbolic link.
     """
     parts = relative.split("/")
     bad = (

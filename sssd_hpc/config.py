@@ -1,0 +1,324 @@
+"""The configuration of a run: a frozen tree of plain values, its presets and its YAML form.
+
+One type system: tyro parses the command line from these classes; a preset or a stored `config.yaml`
+is flattened to the same flags and placed before the user's own, so the precedence is
+default < preset < command line and an unknown key is refused the same way everywhere.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import difflib
+import functools
+import io
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import tyro
+import yaml
+
+from sssd_hpc.errors import UserError
+
+T = TypeVar("T")
+
+
+def _check(holds: bool, field: str, given: object, allowed: str) -> None:
+    if not holds:
+        raise UserError(f"{field} is {given}; it must be {allowed}")
+
+
+def parse_folds(text: str) -> tuple[int, ...]:
+    """Return the folds named by text such as `1-8` or `1,3,9-10`, ascending.
+
+    Raises:
+        UserError: the text names no fold or one outside 1-10.
+    """
+    folds: set[int] = set()
+    for part in text.split(","):
+        first, _, last = part.partition("-")
+        if not (first.strip().isdecimal() and (not last or last.strip().isdecimal())):
+            raise UserError(f"folds are {text!r}; write them like 1-8 or 1,3,9-10")
+        folds.update(range(int(first[:4]), int((last or first)[:4]) + 1))
+    if not folds or min(folds) < 1 or max(folds) > 10:
+        raise UserError(f"folds are {text!r}; PTB-XL has the folds 1-10")
+    return tuple(sorted(folds))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The network (SSSD-ECG, SSSD-ECG-nle); defaults are the paper's sizes."""
+
+    leads: Literal["eight", "twelve"] = "eight"
+    """eight: the independent leads I, AVF, V1-V6, the others follow by identity; twelve: all."""
+    label_embedding: Literal["nle", "sum", "frozen"] = "nle"
+    """nle: rows absent, present, unknown per label; sum: SSSD-ECG; frozen: the public nle code."""
+    num_blocks: int = 36
+    """Residual blocks, two S4 layers each."""
+    channels: int = 256
+    """Residual and skip channels; the S4 layers work on twice as many features."""
+    d_state: int = 64
+    """State size N of each S4 feature; even (conjugate pairs)."""
+    lmax: int = 1000
+    """Longest signal in samples that the S4 kernels are built for."""
+    label_dim: int = 128
+    """Width of the label embedding."""
+    step_dims: tuple[int, int, int] = (128, 512, 512)
+    """Widths of the diffusion-step embedding: sinusoids, first and second linear layer."""
+
+    def __post_init__(self) -> None:
+        for name in ("num_blocks", "channels", "lmax", "label_dim"):
+            value = getattr(self, name)
+            _check(value >= 1, f"model.{name}", value, "at least 1")
+        _check(
+            self.d_state >= 2 and self.d_state % 2 == 0, "model.d_state", self.d_state, "even, >= 2"
+        )
+        _check(
+            min(self.step_dims) >= 1 and self.step_dims[0] % 2 == 0,
+            "model.step_dims",
+            self.step_dims,
+            "positive, the first even",
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DiffusionConfig:
+    """The linear noise schedule (Ho et al., arXiv 2006.11239); defaults are the paper's."""
+
+    num_steps: int = 200
+    """Diffusion steps T."""
+    beta_start: float = 1e-4
+    """Noise variance added by the first step."""
+    beta_end: float = 0.02
+    """Noise variance added by the last step."""
+    scale_mv: float = 1.0
+    """Millivolts per model unit; 1.0 is the paper (signals in mV, not normalised)."""
+
+    def __post_init__(self) -> None:
+        _check(self.num_steps >= 1, "diffusion.num_steps", self.num_steps, "at least 1")
+        _check(
+            0 < self.beta_start <= self.beta_end < 1,
+            "diffusion.beta_start, beta_end",
+            (self.beta_start, self.beta_end),
+            "in (0, 1) and ascending",
+        )
+        _check(
+            math.isfinite(self.scale_mv) and self.scale_mv > 0,
+            "diffusion.scale_mv",
+            self.scale_mv,
+            "positive and finite",
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Optimisation; everything that counts progress counts samples seen."""
+
+    samples: int = 1_000_000
+    """Records to see in all."""
+    batch_size: int = 8
+    """Records a step."""
+    learning_rate: float = 2e-4
+    """AdamW's learning rate."""
+    lr_schedule: Literal["constant", "cosine"] = "constant"
+    """constant: the paper; cosine: down to zero at the end."""
+    warmup_samples: int = 0
+    """Samples over which the learning rate rises linearly from zero."""
+    weight_decay: float = 0.0
+    """AdamW's weight decay."""
+    grad_clip: float = 0.0
+    """Largest gradient norm; 0 does not clip."""
+    ema_half_life_samples: int = 50_000
+    """Samples after which an old weight counts half in the exponential moving average."""
+    label_dropout: float = 0.1
+    """Share of records trained with every label unknown, for guidance (nle embedding only)."""
+    checkpoint_every: int = 4000
+    """Samples between checkpoints, as in the paper's convergence analysis."""
+    keep_checkpoints: int = 3
+    """Newest checkpoints kept; older ones are removed."""
+    log_every: int = 400
+    """Samples between lines of metrics.jsonl."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """bf16: autocast of linear layers over float32 weights; S4 kernels and FFTs stay float32."""
+    seed: int = 0
+    """Seed of the weights, the order of records and the noise."""
+    folds: str = "1-8"
+    """Folds to train on, for example 1-8 or 1,3,5."""
+
+    def __post_init__(self) -> None:
+        for name in ("samples", "batch_size", "checkpoint_every", "keep_checkpoints", "log_every"):
+            value = getattr(self, name)
+            _check(value >= 1, f"train.{name}", value, "at least 1")
+        for name in ("learning_rate", "ema_half_life_samples"):
+            value = getattr(self, name)
+            _check(math.isfinite(value) and value > 0, f"train.{name}", value, "positive")
+        for name in ("warmup_samples", "weight_decay", "grad_clip"):
+            value = getattr(self, name)
+            _check(math.isfinite(value) and value >= 0, f"train.{name}", value, "zero or more")
+        _check(0 <= self.label_dropout < 1, "train.label_dropout", self.label_dropout, "in [0, 1)")
+        _check(0 <= self.seed < 1 << 63, "train.seed", self.seed, "in 0 .. 2^63 - 1")
+        parse_folds(self.folds)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    """All that decides what a run computes, besides its data."""
+
+    model: ModelConfig = ModelConfig()
+    diffusion: DiffusionConfig = DiffusionConfig()
+    train: TrainConfig = TrainConfig()
+
+
+def preset_names() -> list[str]:
+    """Return the names of the presets that the package ships."""
+    folder = resources.files("sssd_hpc") / "presets"
+    return sorted(
+        entry.name[: -len(".yaml")] for entry in folder.iterdir() if entry.name.endswith(".yaml")
+    )
+
+
+def preset_path(name: str) -> Path:
+    """Return the YAML file of a preset by name, or of a path ending in `.yaml`.
+
+    Raises:
+        UserError: no such preset or file.
+    """
+    if name.endswith((".yaml", ".yml")):
+        if not Path(name).is_file():
+            raise UserError(f"--preset {name} is not a file")
+        return Path(name)
+    if name not in preset_names():
+        close = difflib.get_close_matches(name, preset_names(), 1)
+        hint = f"; perhaps you meant {close[0]}" if close else ""
+        raise UserError(
+            f"--preset is {name!r}; presets are {', '.join(preset_names())} or a .yaml file{hint}"
+        )
+    return Path(str(resources.files("sssd_hpc") / "presets" / f"{name}.yaml"))
+
+
+def read_yaml(path: Path) -> Mapping[str, Any]:
+    """Read a YAML mapping with the safe loader.
+
+    Raises:
+        UserError: no file, a syntax error (with its line), an object tag, no mapping, a key twice.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        value = yaml.load(text, Loader=_StrictLoader)  # noqa: S506 - a SafeLoader
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        raise UserError(f"{path} is not plain YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{path} holds {type(value).__name__}; a mapping is needed")
+    return value
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """The safe loader, refusing a key that stands twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for index, key in enumerate(keys):
+            if key in keys[:index]:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"key {key!r} twice", node.start_mark
+                )
+        return super().construct_mapping(node, deep)
+
+
+def flags(tree: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Flatten a mapping to the command line's flags: {"train": {"seed": 1}} -> --train.seed 1.
+
+    Raises:
+        UserError: a key that cannot be a setting's name.
+    """
+    result: list[str] = []
+    for key, value in tree.items():
+        if not re.fullmatch("[a-z][a-z0-9_]*", str(key)) or key == "help":
+            raise UserError(f"{prefix}{key!s:.80} is not a setting")
+        name = f"{prefix}{key}".replace("_", "-")
+        if isinstance(value, Mapping):
+            result += flags(value, f"{name}.")
+        elif isinstance(value, Sequence) and not isinstance(value, str):
+            result += [f"--{name}", *(str(item) for item in value)]
+        else:
+            result += [f"--{name}", str(value)]
+    return result
+
+
+def as_dict(config: Config) -> dict[str, Any]:
+    """Return the tree as plain dictionaries, tuples as lists."""
+    plain: dict[str, Any] = yaml.safe_load(dump(config))
+    return plain
+
+
+def dump(config: Config) -> str:
+    """Return the tree as YAML; `load` of it gives an equal tree."""
+    tree = dataclasses.asdict(config)
+    tree["model"]["step_dims"] = list(tree["model"]["step_dims"])
+    return yaml.safe_dump(tree, sort_keys=False)
+
+
+def load(path: Path) -> Config:
+    """Read a tree that `dump` wrote.
+
+    Raises:
+        UserError: the file is not such a tree; the message names the key.
+    """
+    tree = read_yaml(path)
+    try:
+        return parse(Config, flags(tree), prog=str(path))
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+
+
+def parse(kind: Callable[..., T], args: Sequence[str], *, prog: str) -> T:
+    """Call or build `kind` from command line flags; `--help` prints and raises SystemExit(0).
+
+    Raises:
+        UserError: the flags do not fit; one line made of tyro's message.
+    """
+    message = io.StringIO()
+    with contextlib.redirect_stderr(message):
+        try:
+            call = tyro.cli(_deferred(kind), args=list(args), prog=prog)
+        except SystemExit as error:
+            if not error.code:
+                raise
+            raise UserError(_one_line(message.getvalue())) from error
+    return call()
+
+
+def _deferred(kind: Callable[..., T]) -> Callable[..., Callable[[], T]]:
+    """Wrap `kind` so that parsing yields the call instead of its result."""
+
+    @functools.wraps(kind)
+    def bind(*args: Any, **kwargs: Any) -> Callable[[], T]:
+        return lambda: kind(*args, **kwargs)
+
+    return bind
+
+
+def _one_line(box: str) -> str:
+    """Return the message of tyro's error box, and the flag that it suggests, as one line."""
+    paragraphs: list[list[str]] = [[]]
+    for line in box.splitlines():
+        text = line.strip(" \u2502")
+        if re.fullmatch("[-\u2500]{5,}|[\u256d\u2570].*", text):
+            paragraphs.append([])
+        elif text:
+            paragraphs[-1].append(text)
+    filled = [paragraph for paragraph in paragraphs if paragraph]
+    if "\u256d" not in box:
+        # Without box characters the title is a paragraph of its own.
+        filled = filled[1:]
+    message = re.sub(r"^Error parsing [\w.]+: (?=[a-z_]+\.)", "", " ".join(filled[0]))
+    for paragraph in filled[1:]:
+        if paragraph[0].startswith("Perhaps you meant") and len(paragraph) > 1:
+            message += f"; perhaps you meant {paragraph[1].split()[0]}"
+    return message
