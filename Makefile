@@ -1,0 +1,59 @@
+# make demo [DATA=<PTB-XL root>]   everything from nothing, then the main job end to end
+# make test                        everything from nothing, then the whole CPU test suite
+# make setup | lint | bench        installing alone | formatting, lint and types | the CPU benchmarks
+
+PYTHON ?= python3
+DEMO ?= demo
+LABELS ?= NORM
+RECORDS ?= 500
+JOBS ?= $(shell getconf _NPROCESSORS_ONLN)
+# Further flags for the demo's steps, for example TRAIN_FLAGS="--train.samples 100000".
+TRAIN_FLAGS ?=
+EVALUATE_FLAGS ?=
+
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check --no-build-isolation -c constraints.txt
+RUN := $(BIN)/sssd-hpc
+SOURCE := $(or $(DATA),$(DEMO)/simulated)
+
+.PHONY: setup demo test lint bench
+.DELETE_ON_ERROR:
+
+setup: .venv/installed
+
+# A machine without a GPU takes a CPU wheel of torch where pip can find one.
+.venv/installed: pyproject.toml setup.py constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 10) <= v <= (3, 13) \
+	  else "error: python3 is %d.%d; 3.10 to 3.13 is needed, name one with PYTHON=" % v)'
+	@command -v g++ >/dev/null || { echo "error: g++ not found; install a C++ compiler" >&2; exit 2; }
+	@echo "setup: 1/3 torch"
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check "setuptools>=77" wheel
+	@if command -v nvidia-smi >/dev/null; then $(PIP) torch numpy; \
+	  else $(PIP) torch==2.13.0+cpu numpy 2>/dev/null || $(PIP) torch numpy; fi
+	@echo "setup: 2/3 the package and what it needs"
+	@DS_BUILD_OPS=0 $(PIP) -e ".[dev]"
+	@echo "setup: 3/3 DeepSpeed's CPU communication (compiled once)"
+	@$(BIN)/python -m sssd_hpc.train.engine
+	@touch $@
+
+demo: setup
+ifndef DATA
+	$(RUN) simulate --out "$(SOURCE)" --records $(RECORDS) --seed 0
+endif
+	$(RUN) prepare --source "$(SOURCE)" --out "$(DEMO)/store" --labels $(LABELS)
+	$(RUN) train --preset tiny --data "$(DEMO)/store" --run "$(DEMO)/run" $(TRAIN_FLAGS)
+	$(RUN) sample --run "$(DEMO)/run" --like "$(DEMO)/store" --out "$(DEMO)/synthetic"
+	$(RUN) evaluate --real "$(DEMO)/store" --synthetic "$(DEMO)/synthetic" --out "$(DEMO)/report" $(EVALUATE_FLAGS)
+
+test: setup
+	$(BIN)/python -m pytest -n $(JOBS)
+
+lint: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+bench: setup
+	$(BIN)/python -m bench.prepare
+	$(BIN)/python -m bench.sampling_step

@@ -1,0 +1,119 @@
+"""The command line as a user meets it: exit codes, one-line errors, help with an example."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sssd_hpc import cli
+from sssd_hpc.errors import Interrupted, UserError
+
+
+def run(*args: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    return subprocess.run(
+        [sys.executable, "-m", "sssd_hpc", *args],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=cwd,
+        env=environment,
+    )
+
+
+def test_no_command_lists_them_all(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([]) == 0
+    out = capsys.readouterr().out
+    assert all(f"  {name} " in out for name in cli.COMMANDS)
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_help_shows_an_example_and_every_default(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main([name, "--help"]) == 0
+    out = capsys.readouterr().out
+    assert f"Example: sssd-hpc {name}" in out
+    assert "(required)" in out or "default" in out
+
+
+MISTAKES = {
+    "unknown command": (["trian"], "perhaps you meant train"),
+    "unknown flag": (["prepare", "--sauce", "x", "--source", "a", "--out", "b"], "--sauce"),
+    "missing flag": (["prepare", "--source", "a"], "--out"),
+    "not a choice": (["prepare", "--source", "a", "--out", "b", "--rate", "250"], "100"),
+    "unknown preset": (["train", "--preset", "huge", "--data", "a", "--run", "b"], "presets are"),
+    "preset without a name": (["train", "--data", "a", "--run", "b", "--preset"], "presets are"),
+    "absent store": (["train", "--preset", "tiny", "--data", "absent", "--run", "b"], "absent"),
+    "absent root": (["prepare", "--source", "absent", "--out", "b"], "absent"),
+    "absent record": (["plot", "absent", "--out", "a.png"], "absent"),
+    "absent checkpoint": (["convert", "absent.pkl", "b"], "absent.pkl"),
+    "no such fold": (["sample", "--run", "a", "--like", "b", "--out", "c", "--folds", "0"], "0"),
+}
+
+
+@pytest.mark.parametrize("case", MISTAKES)
+def test_a_users_mistake_is_one_line_and_exit_code_2(
+    case: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    args, expected = MISTAKES[case]
+    assert cli.main(args) == 2
+    streams = capsys.readouterr()
+    assert streams.out == ""
+    assert streams.err.startswith("error: ")
+    assert streams.err.count("\n") == 1
+    assert expected in streams.err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("raised", "code", "said"),
+    [
+        (UserError("two\nlines"), 2, "error: two lines\n"),
+        (Interrupted("signal SIGUSR1"), 75, "stopped early: signal SIGUSR1"),
+        (KeyboardInterrupt(), 75, "the same command goes on from here"),
+        (OSError(28, "No space left on device", "run/x"), 1, "No space left on device: 'run/x'"),
+    ],
+)
+def test_exit_codes(
+    raised: BaseException,
+    code: int,
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def command(*, json: bool = False) -> None:
+        raise raised
+
+    monkeypatch.setitem(cli.COMMANDS, "doctor", command)
+    assert cli.main(["doctor"]) == code
+    err = capsys.readouterr().err
+    assert said in err
+    assert err.count("\n") == 1
+
+
+def test_another_error_keeps_its_traceback() -> None:
+    code = (
+        "import sys; from sssd_hpc import cli\n"
+        "def doctor(): raise RuntimeError('ours')\n"
+        "cli.COMMANDS['doctor'] = doctor; sys.exit(cli.main(['doctor']))"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 1
+    assert "Traceback" in result.stderr
+
+
+def test_the_module_is_the_command() -> None:
+    result = run("--version")
+    assert result.returncode == 0
+    assert result.stdout.strip().count(".") == 2
