@@ -157,11 +157,12 @@ def sample(
     from sssd_hpc import generate
     from sssd_hpc.ecg.store import Store
 
+    chosen = config.parse_folds(folds)
     generate.sample(
         run,
         Store.open(like),
         out,
-        folds=config.parse_folds(folds),
+        folds=chosen,
         sampler=sampler,
         guidance=guidance,
         weights=weights,

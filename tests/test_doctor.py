@@ -1,4 +1,4 @@
-"""The doctor tries things, says why one fails, and its exit code follows what the main job needs."""
+"""The doctor tries things, names reasons, and exits by what the main job needs."""
 
 from __future__ import annotations
 
