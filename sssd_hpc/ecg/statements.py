@@ -197,12 +197,12 @@ def aggregate(name: str) -> Statement:
     Raises:
         ValueError: `name` is no superclass or subclass of PTB-XL.
     """
-    for statement in STATEMENTS.values():
-        if name == statement.diagnostic_class:
-            return Statement(name, f"superclass {name}", True, diagnostic_class=name)
-        if name == statement.diagnostic_subclass:
-            superclass = statement.diagnostic_class
-            return Statement(name, f"subclass {name}", True, False, False, superclass, name)
+    classes = {s.diagnostic_subclass: s.diagnostic_class for s in STATEMENTS.values() if s.diagnostic}
+    # STTC is both: as a subclass it counts in either set.
+    if name in classes:
+        return Statement(name, f"subclass {name}", True, False, False, classes[name], name)
+    if name in classes.values():
+        return Statement(name, f"superclass {name}", True, diagnostic_class=name)
     raise ValueError(f"{name!r} is neither a superclass nor a subclass of PTB-XL")
 
 

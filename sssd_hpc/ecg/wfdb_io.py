@@ -292,10 +292,11 @@ def write_record(
 
 
 def is_whole(folder: Path, name: str) -> bool:
-    """Tell whether `folder/name` is a record with both files complete and checksums right."""
+    """Tell whether the record `folder/name` has both files complete and its checksums right."""
     try:
         header = _check_header(folder, name)
-        samples = np.fromfile(folder / header.data, dtype="<i2", offset=header.offset)
+        data = (folder / name).parent / header.data
+        samples = np.fromfile(data, dtype="<i2", offset=header.offset)
     except (ValueError, OSError):
         return False
     sums = samples.reshape(header.length, -1).sum(axis=0, dtype=np.int64)
