@@ -197,7 +197,9 @@ def aggregate(name: str) -> Statement:
     Raises:
         ValueError: `name` is no superclass or subclass of PTB-XL.
     """
-    classes = {s.diagnostic_subclass: s.diagnostic_class for s in STATEMENTS.values() if s.diagnostic}
+    classes = {
+        s.diagnostic_subclass: s.diagnostic_class for s in STATEMENTS.values() if s.diagnostic
+    }
     # STTC is both: as a subclass it counts in either set.
     if name in classes:
         return Statement(name, f"subclass {name}", True, False, False, classes[name], name)
