@@ -185,10 +185,11 @@ def _check_file(path: Path, entry: object, *, verify: bool) -> None:
 def _load(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
     """Map an array whose shape and type are known beforehand; pickled objects are refused."""
     try:
-        array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+        array: NDArray[Any] = np.lib.format.open_memmap(path, mode="r")
     except (ValueError, OSError, EOFError, SyntaxError) as error:
         raise UserError(f"{path} is damaged: it is not a plain numpy array") from error
-    if not isinstance(array, np.ndarray) or array.shape != shape or array.dtype != dtype:
-        found = getattr(array, "shape", "no array")
-        raise UserError(f"{path} holds {found}, {MANIFEST} says {shape} of {dtype}")
+    if array.shape != shape or array.dtype != dtype:
+        raise UserError(
+            f"{path} holds {array.dtype} {array.shape}, {MANIFEST} says {dtype} {shape}"
+        )
     return array

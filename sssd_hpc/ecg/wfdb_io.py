@@ -23,6 +23,7 @@ import wfdb
 from numpy.typing import NDArray
 
 from sssd_hpc.ecg.leads import LEADS, canonical, positions
+from sssd_hpc.errors import UserError
 from sssd_hpc.files import atomic_write_bytes, inside
 
 GAIN_PER_MV = 1000
@@ -30,11 +31,12 @@ MAX_ADC = 32767
 """Largest magnitude of a sample; -32768 is WFDB's mark of an invalid one."""
 
 MAX_HEADER_BYTES = 1 << 16
-MAX_DATA_BYTES = 1 << 26
+MAX_DATA_BYTES = 1 << 24
 MAX_SIGNALS = 64
 
 _UNIT_MV = {"mV": 1.0, "mv": 1.0, "uV": 1e-3, "uv": 1e-3, "V": 1e3, "v": 1e3}
 _NAME = re.compile(r"[-A-Za-z0-9_]{1,64}\Z")
+_RELATIVE_NAME = re.compile(r"[-A-Za-z0-9_./]{1,255}\Z")
 _RECORD_LINE = re.compile(
     r"(?P<name>[-A-Za-z0-9_]+)(?P<segments>/\d+)?[ \t]+(?P<signals>\d{1,9})[ \t]+"
     r"(?P<rate>\d{1,9}(\.\d{1,9})?)[ \t]+(?P<length>\d{1,15})([ \t]+[\d:.]+([ \t]+[\d/]+)?)?\Z"
@@ -100,6 +102,8 @@ def _check_header(root: Path, relative: str) -> _Header:
     Raises:
         ValueError: the reason why not.
     """
+    if not _RELATIVE_NAME.match(relative):
+        raise ValueError("its name is longer than 255 or has other characters than A-Z 0-9 - _ . /")
     folder, _, name = relative.rpartition("/")
     lines = _read_text(inside(root, f"{relative}.hea"))
     first = _RECORD_LINE.match(lines[0]) if lines else None
@@ -178,24 +182,28 @@ def read_record(root: Path, relative_name: str) -> Record:
         header = _check_header(root, relative_name)
         order = positions(header.leads, LEADS)
         raw = _read_samples(root / relative_name, header)
-        if bool(np.any((raw.sum(axis=0) - header.checksum) % 65536)):
+        if bool(np.any((raw.sum(axis=1, dtype=np.int64) - header.checksum) % 65536)):
             raise ValueError("its samples do not match the checksums in its header")
-        adc = _to_adc(np.ascontiguousarray(raw.T[order]), header, order)
+        adc = _to_adc(raw[order], header, order)
+    except UserError:
+        raise RecordError(relative_name, "its name or a link leads out of the root") from None
     except (ValueError, OSError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise RecordError(relative_name, reason or "it cannot be read") from error
+    except RuntimeError:
+        raise RecordError(relative_name, "its path cannot be resolved") from None
     return Record(adc=adc, rate_hz=header.rate_hz, flags=quality_flags(adc, header.rate_hz))
 
 
 def _read_samples(path: Path, header: _Header) -> NDArray[np.int16]:
-    """Return the digital samples (L, signals) as `wfdb` reads them."""
+    """Return the digital samples (signals, L) as `wfdb` reads them."""
     try:
         raw = wfdb.rdrecord(str(path.absolute()), physical=False, return_res=16).d_signal
     except (LookupError, TypeError, AttributeError, ArithmeticError, ValueError) as error:
         raise ValueError(f"wfdb cannot read it ({type(error).__name__})") from error
-    assert raw.shape == (header.length, len(header.leads))
-    assert raw.dtype == np.int16
-    return raw  # type: ignore[no-any-return]
+    if raw.shape != (header.length, len(header.leads)) or raw.dtype != np.int16:
+        raise ValueError("wfdb understands its header differently")
+    return np.ascontiguousarray(raw.T)
 
 
 def _to_adc(raw: NDArray[np.int16], header: _Header, order: list[int]) -> NDArray[np.int16]:
