@@ -78,7 +78,7 @@ def test_a_record_with_other_labels_is_not_this_manifests(root: Path) -> None:
 
 def test_a_record_that_was_never_asked_for_is_named(root: Path) -> None:
     shutil.copytree(root / "records100", root / "records500")
-    with pytest.raises(UserError, match="records500/00000/00003_lr.dat and 3 more"):
+    with pytest.raises(UserError, match=r"records500/00000/00003_lr\.dat and 3 more"):
         prove(root, MANIFEST, REQUEST)
 
 
