@@ -38,7 +38,7 @@ _UNIT_MV = {"mV": 1.0, "mv": 1.0, "uV": 1e-3, "uv": 1e-3, "V": 1e3, "v": 1e3}
 _NAME = re.compile(r"[-A-Za-z0-9_]{1,64}\Z")
 _RELATIVE_NAME = re.compile(r"[-A-Za-z0-9_./]{1,255}\Z")
 _RECORD_LINE = re.compile(
-    r"(?P<name>[-A-Za-z0-9_]+)(?P<segments>/\d+)?[ \t]+(?P<signals>\d{1,9})[ \t]+"
+    r"(?P<name>[-A-Za-z0-9_]+)(?P<segments>/\d+)?[ \t]+(?P<signals>\d{1,15})[ \t]+"
     r"(?P<rate>\d{1,9}(\.\d{1,9})?)[ \t]+(?P<length>\d{1,15})([ \t]+[\d:.]+([ \t]+[\d/]+)?)?\Z"
 )
 _SIGNAL_LINE = re.compile(
