@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import csv
 import hashlib
-import io
 import json
 import os
 import shutil
@@ -184,12 +183,19 @@ def csv_text(value: str) -> str:
     return f"'{value}" if value[:1] in ("=", "+", "-", "@", "\t", "\r") else value
 
 
+class _Lines(list[str]):
+    """What csv.writer writes to: one string a row."""
+
+    write = list.append
+
+
 def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, object]]) -> None:
     """Write a CSV table whole or not at all; text cells pass through `csv_text`."""
-    buffer = io.StringIO(newline="")
-    writer = csv.writer(buffer, lineterminator="\n")
+    lines = _Lines()
+    # The csv module quotes what occurs in its line terminator: a lone carriage return must be.
+    writer = csv.writer(lines, lineterminator="\r\n")
     writer.writerow(columns)
     for row in rows:
         cells = (row.get(name, "") for name in columns)
         writer.writerow([csv_text(cell) if isinstance(cell, str) else cell for cell in cells])
-    atomic_write_text(path, buffer.getvalue())
+    atomic_write_text(path, "".join(line.removesuffix("\r\n") + "\n" for line in lines))
