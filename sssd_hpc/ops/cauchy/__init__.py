@@ -1,0 +1,1 @@
+"""The Cauchy sum over poles in conjugate pairs."""

@@ -1,0 +1,1 @@
+"""The two-sided long convolution."""

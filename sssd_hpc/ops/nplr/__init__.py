@@ -1,0 +1,1 @@
+"""The S4 convolution kernel from its DPLR parameters."""
