@@ -120,9 +120,9 @@ QRS: dict[Conduction, Waves] = {
     "clbbb": Waves.table(
         [
             [20, 8.0, 0.20, 0.05, -0.08],
-            [46, 14, 0.80, 0.28, 0.75],
-            [74, 17, 0.24, -0.26, 1.50],
-            [104, 15.5, 0.95, -0.16, 0.95],
+            [46, 15, 0.78, 0.28, 0.75],
+            [74, 19, 0.30, -0.26, 1.50],
+            [104, 16, 0.86, -0.16, 0.90],
             [128, 10, 0.16, -0.05, 0.15],
         ]
     ),
@@ -179,7 +179,6 @@ ECTOPIC: dict[str, Waves] = {
         ]
     ),
 }
-ECTOPIC_QRS_S = 0.155
 
 
 def ectopic_beat(origin: str, qt_s: float) -> Waves:
@@ -257,7 +256,7 @@ def fibrillation(times_s: Array, rate_hz: float, rng: np.random.Generator) -> Ar
     drift = band_noise((2, len(times_s)), 1 / step_s, 0.1, 1.2, 0.0, rng)
     angle = 2 * np.pi * np.cumsum(rate_hz * (1 + 0.10 * drift[0])) * step_s
     height = np.clip(1 + 0.35 * drift[1], 0.25, 2.0)
-    axis = np.array([-0.35, 0.60, -0.55])
+    axis = np.array([-0.20, 0.45, -0.60])
     waves = np.zeros((3, len(times_s)))
     for harmonic, share in ((1, 0.62), (2, 0.28), (3, 0.14)):
         phase = rng.uniform(-0.6, 0.6, size=(3, 1)) + rng.uniform(0, 2 * np.pi)

@@ -6,6 +6,7 @@ Pages are drawn in millimetres, so a print at full size is paper to be measured 
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -115,14 +116,15 @@ def plot_file(record: Path, out: Path) -> None:
 
 
 def _statements(stem: Path) -> tuple[str, ...]:
-    """Return the codes that the table two folders up gives this record, if there is one."""
+    """Return the codes of this record in the table two folders up; none if that cannot be read."""
     folders = stem.absolute().parents
     if len(folders) < 3 or not (folders[2] / ptbxl.FILE).is_file():
         return ()
     relative = stem.absolute().relative_to(folders[2]).as_posix()
-    for row in ptbxl.read_table(folders[2], allow_leakage=True).rows:
-        if relative in (row.filename_lr, row.filename_hr):
-            return tuple(row.scp_codes)
+    with contextlib.suppress(UserError):
+        for row in ptbxl.read_table(folders[2], allow_leakage=True).rows:
+            if relative in (row.filename_lr, row.filename_hr):
+                return tuple(row.scp_codes)
     return ()
 
 
@@ -134,6 +136,8 @@ def _check_out(out: Path) -> None:
         )
     if not out.parent.is_dir():
         raise UserError(f"a picture cannot be written to {out}: there is no folder {out.parent}")
+    if out.is_dir():
+        raise UserError(f"a picture cannot be written to {out}: it is a folder; name a file")
 
 
 def _checked(signals_mv: NDArray[np.floating[Any]]) -> NDArray[np.floating[Any]]:
@@ -173,8 +177,9 @@ def _page(
     In SVG the parts are called `page`-grid-1, -calibration-1, -I, -II, .., -rhythm-II.
     """
     x0, y0 = corner
-    axes.text(x0 + 6, y0 + 6.5, title, fontsize=12, weight="bold", color=INK)
-    axes.text(x0 + PAGE_MM[0] - 6, y0 + 6.5, note, fontsize=9, ha="right", color=INK)
+    plain: dict[str, Any] = {"color": INK, "parse_math": False}
+    axes.text(x0 + 6, y0 + 6.5, title, fontsize=12, weight="bold", **plain)
+    axes.text(x0 + PAGE_MM[0] - 6, y0 + 6.5, note, fontsize=9, ha="right", **plain)
     scale = f"{MM_PER_S:g} mm/s   {MM_PER_MV:g} mm/mV   {rate_hz:g} Hz"
     axes.text(x0 + 6, y0 + PAGE_MM[1] - 8, scale, fontsize=9, color=INK)
     _grid(axes, (x0 + PAPER_CORNER_MM[0], y0 + PAPER_CORNER_MM[1]), page)

@@ -280,7 +280,7 @@ def eight_leads(seed: int, where: Place) -> Array:
         [(beat.onset_s, p_wave) for beat in beats if beat.atrial], times_s
     )
     if kind.fibrillating:
-        height_mv = 0.095 * np.exp(rng.normal(0.0, 0.35))
+        height_mv = 0.085 * np.exp(rng.normal(0.0, 0.35))
         atria = height_mv * dipole.fibrillation(times_s, float(rng.uniform(4.8, 7.5)), rng)
     # Breathing turns the heart by a degree or two and changes its height by a few percent.
     breathing = np.interp(times_s, breath_times_s, breath)
