@@ -71,7 +71,8 @@ def prepare(
     `rate` in Hz picks PTB-XL's 100 or 500 Hz files (no resampling), `labels` is a selection of
     `statements.label_names`, `min_likelihood` in percent is explained at `statements.encode`,
     `band_pass` (low, high) in Hz filters forward and backward (Butterworth, order 3, no phase
-    shift). `allow_leakage` accepts patients or waveforms in several folds and records them.
+    shift). `allow_leakage` accepts patients in several folds, and equal waveforms in training,
+    validation and test folds, and records that.
 
     Raises:
         UserError: bad arguments or source, no usable record, leakage between folds, or `out` holds
@@ -297,7 +298,8 @@ def _finish(job: _Job, outcomes: list[Outcome], allow_leakage: bool) -> None:
         common = Counter(entry.reason for entry in rejected).most_common(3)
         reasons = "; ".join(f"{reason} ({count} records)" for reason, count in common)
         raise UserError(f"no record of {job.source} can be used at {job.rate_hz} Hz: {reasons}")
-    leakage = _leakage(job, accepted, allow_leakage)
+    copies = _equal_waveforms(accepted)
+    leakage = _leakage(job, copies, allow_leakage)
     labels = np.stack([job.labels_of(row) for row, _ in accepted])
     buffer = io.BytesIO()
     np.save(buffer, labels, allow_pickle=False)
@@ -353,6 +355,7 @@ def _finish(job: _Job, outcomes: list[Outcome], allow_leakage: bool) -> None:
         "records_per_label": {
             name: int(count) for name, count in zip(job.names, labels.sum(axis=0), strict=True)
         },
+        "equal_waveforms": [[first.ecg_id, copy.ecg_id] for first, copy in copies],
         "leakage": leakage,
         "files": files,
     }
@@ -366,35 +369,46 @@ def _finish(job: _Job, outcomes: list[Outcome], allow_leakage: bool) -> None:
         )
 
 
+def _equal_waveforms(accepted: list[tuple[PtbxlRow, Outcome]]) -> list[tuple[PtbxlRow, PtbxlRow]]:
+    """Return the records whose samples repeat an earlier one's: (earlier, copy)."""
+    first: dict[str, PtbxlRow] = {}
+    pairs = [(first.setdefault(outcome.sha256, row), row) for row, outcome in accepted]
+    return [(earlier, row) for earlier, row in pairs if earlier is not row]
+
+
 def _leakage(
-    job: _Job, accepted: list[tuple[PtbxlRow, Outcome]], allow_leakage: bool
+    job: _Job, copies: list[tuple[PtbxlRow, PtbxlRow]], allow_leakage: bool
 ) -> dict[str, Any] | None:
-    """Return what lies in several folds: ecg_id pairs of equal waveforms, and patients.
+    """Return what lies in training, validation and test folds at once, and shared patients.
+
+    Copies among the training folds alone are told, not refused: PTB-XL itself has some before
+    version 1.0.3 (145 and 463 at 500 Hz).
 
     Raises:
-        UserError: something does and `allow_leakage` is not given.
+        UserError: a waveform does so and `allow_leakage` is not given.
     """
-    first: dict[str, PtbxlRow] = {}
-    copies: list[list[int]] = []
-    for row, outcome in accepted:
-        other = first.setdefault(outcome.sha256, row)
-        if other.strat_fold != row.strat_fold:
-            copies.append([other.ecg_id, row.ecg_id])
-    if copies and not allow_leakage:
+    leaks = [pair for pair in copies if len({ptbxl.part_of(row.strat_fold) for row in pair}) > 1]
+    if leaks and not allow_leakage:
+        first, copy = leaks[0]
         raise UserError(
-            f"{len(copies)} waveform(s) lie in two folds, the first is that of ecg_id "
-            f"{copies[0][0]} and {copies[0][1]}; remove the copies from the source's table "
-            f"(or allow leakage)"
+            f"{len(leaks)} waveform(s) lie in two of training, validation and test folds, the "
+            f"first is that of ecg_id {first.ecg_id} (fold {first.strat_fold}) and {copy.ecg_id} "
+            f"(fold {copy.strat_fold}); remove the copies from the source's table and prepare "
+            f"into another folder (or allow leakage)"
+        )
+    if copies:
+        _log.warning(
+            "%d records repeat another's waveform; %s lists them", len(copies), store.MANIFEST
         )
     patients = job.table.patients_in_several_folds
-    if not copies and not patients:
+    if not leaks and not patients:
         return None
     _log.warning(
         "leakage allowed: %d waveforms and %d patients lie in several folds",
-        len(copies),
+        len(leaks),
         len(patients),
     )
-    return {"num_patients": len(patients), "equal_waveforms": copies}
+    return {"num_patients": len(patients), "num_waveforms": len(leaks)}
 
 
 def _publish(out: Path) -> None:

@@ -20,7 +20,7 @@ from sssd_hpc.files import atomic_write_text, read_csv, sha256_file, write_csv
 
 FILE = "ptbxl_database.csv"
 FOLDS = range(1, 11)
-"""Stratified folds by patient: 1-8 train, 9 validation, 10 test."""
+"""Stratified folds by patient: 1-8 train, 9 validation, 10 test; see `part_of`."""
 
 COLUMNS = (
     "ecg_id",
@@ -59,6 +59,8 @@ READ_COLUMNS = ("ecg_id", "patient_id", "scp_codes", "strat_fold", "filename_lr"
 MAX_SCP_CHARS = 4096
 _INTEGER = re.compile(r"(\d{1,9})(\.0*)?\Z")
 _VERSION_BY_SIZE = {21837: "1.0.0 or 1.0.1", 21801: "1.0.2", 21799: "1.0.3"}
+# A record (ecg_id, patient_id) that version 1.0.3 dropped as a copy: tells subsets apart.
+_DROPPED_IN_1_0_3 = (145, "16690")
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,11 @@ class Table:
     patients_in_several_folds: list[str] = field(default_factory=list)
     synthetic: bool = False
     version: str | None = None
+
+
+def part_of(fold: int) -> str:
+    """Return the part of the data that a fold belongs to by PTB-XL's convention."""
+    return {9: "validation", 10: "test"}.get(fold, "train")
 
 
 def parse_scp_codes(text: str) -> dict[str, float]:
@@ -183,8 +190,15 @@ def read_table(root: Path, *, allow_leakage: bool = False) -> Table:
         rejected=rejected,
         patients_in_several_folds=shared,
         synthetic="seed" in cells[0] or "source_ecg_id" in cells[0],
-        version=_VERSION_BY_SIZE.get(len(cells)),
+        version=_version(rows, len(cells)),
     )
+
+
+def _version(rows: Sequence[PtbxlRow], num_rows: int) -> str | None:
+    """Return PTB-XL's version as far as its table tells it."""
+    if any((row.ecg_id, row.patient_id) == _DROPPED_IN_1_0_3 for row in rows):
+        return _VERSION_BY_SIZE.get(num_rows, "before 1.0.3")
+    return _VERSION_BY_SIZE.get(num_rows)
 
 
 def _integer(path: Path, number: int, column: str, text: str) -> int:

@@ -63,9 +63,14 @@ def _write_table(root: Path, **columns: Sequence[object]) -> Path:
     return root
 
 
-@pytest.fixture
-def make_root() -> Callable[..., Path]:
+@pytest.fixture(scope="session", name="root_maker")
+def _root_maker() -> Callable[..., Path]:
     return _make_root
+
+
+@pytest.fixture
+def make_root(root_maker: Callable[..., Path]) -> Callable[..., Path]:
+    return root_maker
 
 
 @pytest.fixture

@@ -28,7 +28,7 @@ def test_the_real_table_is_read_whole(ptbxl_root):
     table = read_table(ptbxl_root)
     assert len(table.rows) == 500
     assert (table.rejected, table.patients_in_several_folds) == ([], [])
-    assert (table.synthetic, table.version) == (False, None)
+    assert (table.synthetic, table.version) == (False, "before 1.0.3")
     first = table.rows[0]
     assert (first.ecg_id, first.patient_id, first.strat_fold) == (1, "15709", 3)
     assert first.scp_codes == {"NORM": 100.0, "LVOLT": 0.0, "SR": 0.0}
