@@ -1,0 +1,187 @@
+"""The report's pictures: ROC curves, score histograms, spectra, amplitudes, records side by side.
+
+Each function returns a matplotlib figure; matplotlib loads only when a picture is drawn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sssd_hpc.ecg.leads import LEADS
+from sssd_hpc.ecg.store import Store
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+SIDE_COLOURS = {"real": "#1f4e79", "synthetic": "#d1661b"}
+PROTOCOL_COLOURS = {"TRTR": "#1f4e79", "TSTR": "#d1661b", "TRTS": "#4b8b3b"}
+LEAD_GROUPS = {
+    "limb leads I, II, III": ("I", "II", "III"),
+    "augmented leads aVR, aVL, aVF": ("AVR", "AVL", "AVF"),
+    "right chest leads V1-V3": ("V1", "V2", "V3"),
+    "left chest leads V4-V6": ("V4", "V5", "V6"),
+}
+MAX_RECORDS = 400
+PAIRS_A_CLASS = 2
+
+
+def roc_points(
+    labels: NDArray[np.int64], scores: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return false and true positive rates from (0, 0) to (1, 1), ties as one step."""
+    order = np.argsort(-scores, kind="stable")
+    last_of_tie = np.append(np.diff(scores[order]) != 0, True)
+    true = np.cumsum(labels[order])[last_of_tie]
+    false = np.cumsum(1 - labels[order])[last_of_tie]
+    return np.append(0.0, false / false[-1]), np.append(0.0, true / true[-1])
+
+
+def roc(protocols: dict[str, Any], label: str) -> Figure:
+    """Draw the ROC curve of each protocol with the point that the threshold chooses."""
+    figure = _figure(6.2, 5.4)
+    axes = figure.subplots()
+    axes.plot([0, 1], [0, 1], color="0.7", linestyle="--", linewidth=1, label="chance")
+    for name, row in protocols.items():
+        auc = row["metrics"]["roc_auc"]
+        if auc["value"] is None:
+            continue
+        false, true = roc_points(np.array(row["test"]["label"]), np.array(row["test"]["score"]))
+        colour = PROTOCOL_COLOURS[name]
+        text = f"{name}: {auc['value']:.2f} ({auc['low']:.2f} to {auc['high']:.2f})"
+        axes.plot(false, true, color=colour, linewidth=1.8, label=text)
+        sensitivity, specificity = (row["metrics"][m]["value"] for m in _POINT)
+        if sensitivity is not None:
+            axes.plot(1 - specificity, sensitivity, "o", color=colour, markersize=7)
+    axes.set(
+        xlabel="1 - specificity",
+        ylabel="sensitivity",
+        title=f"ROC curves for {label}; dots: threshold from fold 9",
+        aspect="equal",
+    )
+    axes.legend(loc="lower right", frameon=False, title="ROC-AUC (95 % interval)")
+    return figure
+
+
+_POINT = ("sensitivity", "specificity")
+
+
+def score_histograms(protocols: dict[str, Any], label: str) -> Figure:
+    """Draw how the classifier scores records with and without the label."""
+    figure = _figure(9.6, 3.3)
+    panels = figure.subplots(1, len(protocols), sharex=True, squeeze=False)[0]
+    bins = np.linspace(0, 1, 11)
+    for axes, (name, row) in zip(panels, protocols.items(), strict=True):
+        scores, labels = np.array(row["test"]["score"]), np.array(row["test"]["label"])
+        axes.set(title=f"{name}: tested on {row['tested_on']}", xlabel=f"score for {label}")
+        if len(scores) == 0:
+            axes.text(0.5, 0.5, "not computed", ha="center", transform=axes.transAxes)
+            continue
+        groups = [scores[labels == 0], scores[labels == 1]]
+        names = [f"not {label} ({len(groups[0])})", f"{label} ({len(groups[1])})"]
+        axes.hist(groups, bins, color=["0.7", "#1f4e79"], label=names)
+        if row["threshold"] is not None:
+            axes.axvline(row["threshold"], color="#b03030", linestyle="--", label="threshold")
+        # Room above the bars for the legend.
+        axes.set_ylim(top=axes.get_ylim()[1] * 1.35)
+        axes.legend(framealpha=1, edgecolor="none", fontsize=8, ncols=2, loc="upper left")
+    panels[0].set_ylabel("records")
+    return figure
+
+
+def spectra(sides: dict[str, NDArray[np.float32]], rate_hz: int) -> Figure:
+    """Draw the median power spectrum of each lead group with its 10 to 90 % band."""
+    from scipy.signal import welch
+
+    def panel(axes: Any, leads: list[int]) -> None:
+        for side, signals in sides.items():
+            chosen = signals[:, leads]
+            hertz, power = welch(chosen, rate_hz, nperseg=min(4 * rate_hz, chosen.shape[-1]))
+            # Baseline wander alone lives below 0.5 Hz; at 100 Hz PTB-XL is filtered above 45 Hz.
+            keep = (hertz >= 0.5) & (hertz <= 45)
+            power = power[..., keep].reshape(-1, int(keep.sum())) + 1e-12
+            low, middle, high = np.percentile(power, [10, 50, 90], axis=0)
+            axes.fill_between(hertz[keep], low, high, color=SIDE_COLOURS[side], alpha=0.18)
+            axes.plot(hertz[keep], middle, color=SIDE_COLOURS[side], label=side)
+        axes.set(xscale="log", yscale="log", xlabel="frequency, Hz", ylabel="power, mV²/Hz")
+        axes.set_xticks([0.5, 1, 2, 5, 10, 20, 40], ["0.5", "1", "2", "5", "10", "20", "40"])
+        axes.minorticks_off()
+
+    return _by_lead_group(panel)
+
+
+def amplitudes(sides: dict[str, NDArray[np.float32]]) -> Figure:
+    """Draw the distribution of sample values of each lead group."""
+    bins = np.linspace(-2.5, 2.5, 101)
+
+    def panel(axes: Any, leads: list[int]) -> None:
+        for side, signals in sides.items():
+            values = signals[:, leads].ravel()
+            counts, _ = np.histogram(values, bins)
+            axes.stairs(
+                np.where(counts > 0, counts, np.nan) / (values.size * np.diff(bins)),
+                bins,
+                baseline=None,
+                linewidth=1.5,
+                color=SIDE_COLOURS[side],
+                label=f"{side} (SD {values.std():.2f} mV)",
+            )
+        axes.set(yscale="log", xlabel="amplitude, mV", ylabel="density, 1/mV")
+
+    return _by_lead_group(panel)
+
+
+def sample_signals(store: Store, seed: int) -> NDArray[np.float32]:
+    """Return at most `MAX_RECORDS` records (n, 12, L) in mV, chosen by the seed."""
+    rows = np.arange(store.num_records)
+    if len(rows) > MAX_RECORDS:
+        rows = np.sort(np.random.default_rng(seed).choice(rows, MAX_RECORDS, replace=False))
+    return store.signals_mv(rows, LEADS)
+
+
+def pairs(real: Store, synthetic: Store, label: str, seed: int, path: Path) -> None:
+    """Draw real beside synthetic records: some that carry the label, then some that do not."""
+    from sssd_hpc.ecg.plot import plot_pair
+
+    column = real.label_names.index(label)
+    generator = np.random.default_rng(seed)
+    rows: tuple[list[int], list[int]] = ([], [])
+    notes: list[str] = []
+    for value, note in ((1, label), (0, f"not {label}")):
+        found = [
+            generator.permutation(np.flatnonzero(store.labels[:, column] == value))
+            for store in (real, synthetic)
+        ]
+        count = min(PAIRS_A_CLASS, *map(len, found))
+        for chosen, candidates in zip(rows, found, strict=True):
+            chosen.extend(candidates[:count].tolist())
+        notes.extend([note] * count)
+    if not notes:
+        # One side has the label everywhere, the other nowhere.
+        rows, notes = ([0], [0]), [""]
+    signals = [
+        list(store.signals_mv(chosen, LEADS))
+        for store, chosen in zip((real, synthetic), rows, strict=True)
+    ]
+    plot_pair(signals[0], signals[1], real.rate_hz, path, notes)
+
+
+def _figure(width: float, height: float) -> Figure:
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def _by_lead_group(panel: Callable[[Any, list[int]], None]) -> Figure:
+    figure = _figure(9.6, 6.4)
+    axes = figure.subplots(2, 2, sharex=True, sharey=True)
+    for place, (title, leads) in zip(axes.flat, LEAD_GROUPS.items(), strict=True):
+        panel(place, [LEADS.index(lead) for lead in leads])
+        place.set_title(title, fontsize=10)
+        place.label_outer()
+        place.legend(frameon=False, fontsize=8)
+    return figure
