@@ -1,0 +1,1 @@
+"""Training: the loop, its engine (DeepSpeed), its checkpoints and the moving average."""

@@ -1,0 +1,53 @@
+"""The model and schedule that a configuration asks for, on a given store."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+
+from sssd_hpc.config import Config
+from sssd_hpc.ecg.leads import EIGHT, LEADS
+from sssd_hpc.ecg.store import Store
+from sssd_hpc.errors import UserError
+from sssd_hpc.model import SSSDECG
+
+
+def model_leads(config: Config) -> tuple[str, ...]:
+    """Return the names of the model's leads, in its order."""
+    return EIGHT if config.model.leads == "eight" else LEADS
+
+
+def model_arguments(config: Config, store: Store) -> dict[str, Any]:
+    """Return the keyword arguments of `SSSDECG`.
+
+    Raises:
+        UserError: the records are longer than the model's kernels.
+    """
+    if config.model.lmax < store.length:
+        raise UserError(
+            f"model.lmax is {config.model.lmax} but the records in {store.path} have "
+            f"{store.length} samples; set --model.lmax {store.length}"
+        )
+    arguments = dataclasses.asdict(config.model)
+    del arguments["leads"]
+    return {
+        "num_leads": len(model_leads(config)),
+        "num_labels": len(store.label_names),
+        **arguments,
+    }
+
+
+def build_model(config: Config, store: Store) -> SSSDECG:
+    """Return the untrained model; its weights are decided by `train.seed`."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.train.seed)
+        return SSSDECG(**model_arguments(config, store))
+
+
+def schedule_arguments(config: Config) -> dict[str, Any]:
+    """Return the keyword arguments of `NoiseSchedule.linear`."""
+    arguments = dataclasses.asdict(config.diffusion)
+    del arguments["scale_mv"]
+    return arguments

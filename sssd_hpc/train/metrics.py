@@ -1,0 +1,42 @@
+"""RUN/metrics.jsonl: one JSON object a line, counted in samples seen."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from sssd_hpc import files
+from sssd_hpc.errors import UserError
+
+
+def append(path: Path, row: dict[str, Any]) -> None:
+    """Add one line.
+
+    Raises:
+        UserError: the disk is full or not writable.
+    """
+    try:
+        with open(path, "a", encoding="utf-8") as stream:
+            stream.write(json.dumps(row, allow_nan=False) + "\n")
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be written: {error}; make room and give the same command again"
+        ) from error
+
+
+def truncate(path: Path, samples: int) -> None:
+    """Drop the lines beyond `samples`, and a last line that was cut off."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            row = json.loads(line)
+            beyond = row["samples"] > samples
+        except (ValueError, KeyError, TypeError):
+            break
+        if beyond:
+            break
+        kept.append(f"{line}\n")
+    files.atomic_write_text(path, "".join(kept))

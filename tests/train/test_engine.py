@@ -1,0 +1,163 @@
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from sssd_hpc.config import TrainConfig
+from sssd_hpc.errors import UserError
+from sssd_hpc.train import engine
+from sssd_hpc.train.engine import deepspeed_config, open_engine, refuse_complex
+
+ROOT = Path(__file__).parents[2]
+
+
+class Toy(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(10, 10)
+        self.unused = nn.Parameter(torch.zeros(3))
+
+    def forward(self, x_t: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+        y: Tensor = self.linear(x_t)
+        return y
+
+
+def one_step(train: TrainConfig) -> tuple[Toy, float]:
+    """Return a toy after one step of learning rate 0.5, and the gradient norm it reported."""
+    model = Toy()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    x_t, t = torch.ones(4, 2, 10), torch.zeros(4, dtype=torch.int64)
+    with open_engine(model, optimizer, train) as opened:
+        loss = 100 * opened(x_t, t, t[:, None]).square().mean()
+        norm = opened.backward(loss)
+        opened.step()
+    return model, norm
+
+
+def moved(model: nn.Module) -> float:
+    """Return how far a toy lies from a fresh one of the same seed."""
+    torch.manual_seed(0)
+    pairs = zip(model.parameters(), Toy().parameters(), strict=True)
+    return sum((a - b).square().sum().item() for a, b in pairs) ** 0.5
+
+
+def test_the_deepspeed_configuration_is_this() -> None:
+    assert deepspeed_config(TrainConfig(batch_size=12, grad_clip=0.5, precision="bf16"), 4) == {
+        "train_batch_size": 12,
+        "train_micro_batch_size_per_gpu": 3,
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": 0.5,
+        "zero_optimization": {"stage": 0},
+        "torch_autocast": {"enabled": True, "dtype": "bfloat16"},
+        "steps_per_print": sys.maxsize,
+    }
+    assert not deepspeed_config(TrainConfig(), 1)["torch_autocast"]["enabled"]
+
+
+def test_a_batch_that_cannot_be_shared_equally_is_refused() -> None:
+    with pytest.raises(UserError, match="multiple of the 3 processes"):
+        deepspeed_config(TrainConfig(batch_size=8), 3)
+
+
+def test_a_step_through_deepspeed_is_the_optimizers_step() -> None:
+    model, norm = one_step(TrainConfig(batch_size=4))
+    assert norm > 1.0
+    assert moved(model) == pytest.approx(0.5 * norm, rel=1e-5)
+
+
+def test_clipping_bounds_the_step_and_the_reported_norm_is_the_unclipped_one() -> None:
+    model, norm = one_step(TrainConfig(batch_size=4, grad_clip=0.1))
+    assert norm > 1.0
+    assert moved(model) == pytest.approx(0.5 * 0.1, rel=1e-3)
+
+
+def test_bf16_keeps_float32_weights_and_output() -> None:
+    model = Toy()
+    optimizer = torch.optim.AdamW(model.parameters())
+    x_t = torch.ones(1, 2, 10)
+    with open_engine(model, optimizer, TrainConfig(batch_size=1, precision="bf16")) as opened:
+        y = opened(x_t, torch.zeros(1), torch.zeros(1))
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    assert y.dtype == torch.float32
+    exact = model(x_t, torch.zeros(1), torch.zeros(1))
+    assert not torch.equal(y, exact)
+    torch.testing.assert_close(y, exact, rtol=0.02, atol=0.02)
+
+
+def test_complex_parameters_are_refused_by_name() -> None:
+    model = Toy()
+    model.kernel = nn.Parameter(torch.zeros(2, dtype=torch.complex64))
+    with pytest.raises(UserError, match=r"complex parameter\(s\) kernel"):
+        refuse_complex(model)
+    with (
+        pytest.raises(UserError, match="kernel"),
+        open_engine(model, torch.optim.SGD(Toy().parameters(), lr=1.0), TrainConfig()),
+    ):
+        pass
+
+
+def test_the_environment_and_the_process_group_are_left_as_they_were() -> None:
+    before = dict(os.environ)
+    one_step(TrainConfig(batch_size=4))
+    assert dict(os.environ) == before
+    assert not torch.distributed.is_initialized()
+
+
+def test_the_process_group_ends_after_an_error_too() -> None:
+    with pytest.raises(ZeroDivisionError), engine.process_group():
+        raise ZeroDivisionError
+    assert not torch.distributed.is_initialized()
+
+
+def test_half_set_rendezvous_variables_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    expected = "RANK, WORLD_SIZE are set but LOCAL_RANK, MASTER_ADDR, MASTER_PORT"
+    with pytest.raises(UserError, match=expected), engine.process_group():
+        pass
+
+
+def test_several_processes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in zip(engine.RENDEZVOUS, ("0", "2", "0", "localhost", "1"), strict=True):
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match="WORLD_SIZE is 2"), engine.process_group():
+        pass
+
+
+def test_variables_that_are_all_set_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in zip(engine.RENDEZVOUS, ("0", "1", "0", "127.0.0.1", "0"), strict=True):
+        monkeypatch.setenv(name, value)
+    with engine.process_group() as (_, world_size):
+        assert world_size == 1
+        assert torch.distributed.get_rank() == 0
+
+
+def test_deepspeed_is_quiet_on_stdout_and_its_warnings_reach_our_logging(
+    capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    one_step(TrainConfig(batch_size=4))
+    assert capsys.readouterr().out == ""
+    with caplog.at_level(logging.WARNING):
+        logging.getLogger("DeepSpeed").warning("heard")
+    assert "heard" in caplog.text
+
+
+def test_building_ahead_works_as_a_program_without_the_environment_activated() -> None:
+    path = os.pathsep.join(p for p in os.environ["PATH"].split(os.pathsep) if "venv" not in p)
+    result = subprocess.run(
+        [sys.executable, "-W", "error", "-m", "sssd_hpc.train.engine"],
+        cwd=ROOT,
+        env={**os.environ, "PATH": path},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == ""
