@@ -146,7 +146,9 @@ class Patient:
     @classmethod
     def draw(cls, rng: np.random.Generator, conduction: Conduction) -> Patient:
         """Draw one patient; the spread follows the limb and chest amplitudes of PTB-XL."""
-        heart = dipole.rotation(np.clip(rng.normal(0.0, [7.0, 8.0, 18.0]), -34.0, 34.0))
+        # About z turns the frontal axis: from 50 degrees to anything normal.
+        turn = np.clip(rng.normal(0.0, [7.0, 8.0, 17.0]), [-20, -20, -27], [20, 20, 34])
+        heart = dipole.rotation(turn)
         height = np.exp(rng.normal(-0.08, 0.20))
         t_height = np.exp(rng.normal(-0.02, 0.28))
         p_height = np.exp(rng.normal(0.0, 0.22))
