@@ -1,0 +1,205 @@
+"""The S4 layer: parity, lengths, what trains, the frozen basis, autocast, the frozen copy."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from sssd_hpc.errors import UserError
+from sssd_hpc.ops import bidirectional_conv
+from sssd_hpc.s4 import S4Layer
+
+PARITY = Path(__file__).parents[1] / "data" / "parity" / "s4layer_H32_N8_L100.npz"
+kinds = pytest.mark.parametrize("kind", ["conj", "slow"])
+bases = pytest.mark.parametrize("frozen_basis", [True, False], ids=["basis", "generated"])
+KERNEL = {"conj": "conjugate", "slow": "half"}
+PUBLIC = {
+    "C": "s4_layer.kernel.kernel.C",
+    "D": "s4_layer.D",
+    "output.weight": "s4_layer.output_linear.weight",
+    "output.bias": "s4_layer.output_linear.bias",
+    "norm.weight": "norm_layer.weight",
+    "norm.bias": "norm_layer.bias",
+}
+
+
+@pytest.fixture(scope="module")
+def arrays() -> dict[str, np.ndarray]:
+    with np.load(PARITY) as archive:
+        return dict(archive)
+
+
+def public_layer(arrays, kind: str, frozen_basis: bool, stored_nodes: bool = True) -> S4Layer:
+    layer = S4Layer(
+        d_model=32,
+        d_state=8,
+        lmax=100,
+        kernel=KERNEL[kind],
+        stored_nodes=stored_nodes,
+        frozen_basis=frozen_basis,
+    )
+    state = {}
+    for name, tensor in layer.state_dict().items():
+        theirs = arrays["sd/" + PUBLIC.get(name, f"s4_layer.kernel.kernel.{name}")]
+        state[name] = torch.tensor(theirs).reshape(tensor.shape)
+    layer.load_state_dict(state)
+    return layer
+
+
+def small(**changes) -> S4Layer:
+    return S4Layer(**{"d_model": 6, "d_state": 4, "lmax": 20, **changes})
+
+
+@kinds
+@bases
+def test_layer_matches_the_public_code(arrays, kind, frozen_basis):
+    layer = public_layer(arrays, kind, frozen_basis)
+    u = torch.tensor(arrays["in/u"]).permute(1, 2, 0).requires_grad_()
+    out = layer(u)
+    np.testing.assert_allclose(
+        out.detach().permute(2, 0, 1), arrays[f"{kind}/out"], rtol=1e-4, atol=2e-6
+    )
+    inner = layer.output(layer.mix(u)).detach()
+    np.testing.assert_allclose(inner, arrays[f"{kind}/inner_s4_out_BHL"], rtol=1e-4, atol=2e-6)
+    k = torch.tensor(arrays[f"{kind}/k"])
+    assert (layer.kernel(100) - k).norm() < 1e-5 * k.norm()
+    out.backward(torch.tensor(arrays["in/grad_out"]).permute(1, 2, 0))
+    gradients = {PUBLIC[name]: p.grad for name, p in layer.named_parameters()}
+    gradients["u"] = u.grad.permute(2, 0, 1)
+    assert {f"{kind}/grad/{name}" for name in gradients} == {
+        key for key in arrays if key.startswith(f"{kind}/grad/")
+    }
+    for name, gradient in gradients.items():
+        theirs = torch.tensor(arrays[f"{kind}/grad/{name}"])
+        error = gradient.reshape(theirs.shape) - theirs
+        assert error.norm() < 1e-4 * theirs.norm(), name
+
+
+@kinds
+def test_shorter_input_matches_the_public_code(arrays, kind):
+    layer = public_layer(arrays, kind, frozen_basis=True)
+    u = torch.tensor(arrays["in/u"]).permute(1, 2, 0)[..., :50]
+    np.testing.assert_allclose(
+        layer(u).detach().permute(2, 0, 1), arrays[f"{kind}/out_shorter"], rtol=1e-4, atol=2e-6
+    )
+
+
+@kinds
+def test_exact_nodes_move_the_public_kernel_by_little(arrays, kind):
+    exact = public_layer(arrays, kind, frozen_basis=False, stored_nodes=False).kernel(100)
+    theirs = torch.tensor(arrays[f"{kind}/k"])
+    assert (exact - theirs).norm() < 2e-4 * theirs.norm()
+
+
+@kinds
+@pytest.mark.parametrize("lmax", [1, 2, 19, 20])
+@pytest.mark.parametrize("H", [1, 17])
+def test_the_basis_gives_the_generated_kernel_and_gradient(kind, lmax, H):
+    layer = small(d_model=H, lmax=lmax, kernel=KERNEL[kind]).double()
+    generated = copy.deepcopy(layer)
+    generated.frozen_basis = False
+    weight = torch.randn(2, H, lmax, dtype=torch.float64)
+    results = []
+    for one in (layer, generated):
+        k = one.kernel(lmax)
+        (k * weight).sum().backward()
+        results.append((k.detach(), one.C.grad))
+    torch.testing.assert_close(*(k for k, _ in results), rtol=1e-9, atol=1e-11)
+    torch.testing.assert_close(*(gradient for _, gradient in results), rtol=1e-9, atol=1e-11)
+
+
+def test_the_basis_follows_loaded_buffers_and_a_change_of_dtype():
+    layer, other = small(), small()
+    layer.kernel(20)
+    layer.load_state_dict(other.state_dict())
+    assert torch.equal(layer.kernel(20), other.kernel(20))
+    layer.double()
+    assert layer.kernel(20).dtype == torch.float64
+    torch.testing.assert_close(layer.kernel(20).float(), other.kernel(20))
+
+
+def test_only_c_and_d_of_the_state_space_train_and_the_basis_is_not_saved():
+    layer = small()
+    layer.kernel(20)
+    trained = {name for name, _ in layer.named_parameters()}
+    assert trained == {"C", "D", "output.weight", "output.bias", "norm.weight", "norm.bias"}
+    assert layer.state_dict().keys() - trained == {"log_dt", "w", "P", "Q", "B"}
+    assert not any(tensor.is_complex() for tensor in layer.state_dict().values())
+
+
+def test_layer_is_post_norm_of_skip_plus_linear_of_gelu_of_convolution():
+    layer = small().double()
+    x = torch.randn(2, 6, 20, dtype=torch.float64)
+    mixed = bidirectional_conv(x, layer.kernel(20), layer.D, "gelu", "reference")
+    y = torch.einsum("oi,bil->bol", layer.output.weight[..., 0], mixed)
+    y = x + y + layer.output.bias[:, None]
+    centred = y - y.mean(1, keepdim=True)
+    truth = centred / (centred.square().mean(1, keepdim=True) + 1e-5).sqrt()
+    torch.testing.assert_close(layer(x), truth, rtol=1e-10, atol=1e-10)
+
+
+def test_fresh_weights_have_the_public_ranges():
+    layer = S4Layer(d_model=256, d_state=4, lmax=10)
+    assert layer.log_dt.exp().min() >= 1e-3
+    assert layer.log_dt.exp().max() <= 1e-1
+    assert layer.log_dt.std() > 1.0
+    assert layer.output.weight.abs().max() <= 1 / 16
+    assert layer.output.bias.abs().max() <= 1 / 16
+    assert layer.D.std().item() == pytest.approx(1.0, abs=0.2)
+
+
+@bases
+@pytest.mark.parametrize("lmax", [20, 21])
+def test_a_shorter_input_uses_the_head_of_the_kernel(frozen_basis, lmax):
+    layer = small(lmax=lmax, frozen_basis=frozen_basis)
+    torch.testing.assert_close(layer.kernel(7), layer.kernel(lmax)[..., :7])
+    assert layer(torch.randn(1, 6, 7)).shape == (1, 6, 7)
+    assert layer(torch.randn(1, 6, lmax)).isfinite().all()
+
+
+def test_a_longer_input_is_refused_and_changes_nothing():
+    layer = small()
+    before = copy.deepcopy(layer.state_dict())
+    with pytest.raises(UserError, match=r"model\.lmax .* is 20 but the input has 21 samples"):
+        layer(torch.randn(1, 6, 21))
+    for name, tensor in layer.state_dict().items():
+        assert torch.equal(tensor, before[name])
+
+
+@bases
+def test_kernel_stays_float32_under_autocast(frozen_basis):
+    layer = small(frozen_basis=frozen_basis)
+    plain = layer.kernel(20)
+    mixed = layer.mix(torch.ones(1, 6, 20))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(layer.kernel(20), plain)
+        assert torch.equal(layer.mix(torch.ones(1, 6, 20)), mixed)
+        assert layer(torch.ones(1, 6, 20)).isfinite().all()
+
+
+def test_a_kernel_cast_to_half_precision_is_refused():
+    with pytest.raises(UserError, match=r"bfloat16; keep the model in float32"):
+        small().bfloat16()(torch.ones(1, 6, 20, dtype=torch.bfloat16))
+
+
+@bases
+def test_a_frozen_layer_gives_the_same_output_and_fixes_its_length(frozen_basis):
+    layer = small(frozen_basis=frozen_basis)
+    x = torch.randn(3, 6, 15)
+    expected = layer(x)
+    layer.freeze(15)
+    torch.testing.assert_close(layer(x), expected, rtol=1e-5, atol=1e-6)
+    with pytest.raises(UserError, match=r"for_sampling\(15\) but the input has 14"):
+        layer(x[..., :14])
+
+
+def test_building_on_meta_takes_no_memory_and_loads():
+    with torch.device("meta"):
+        empty = small()
+    full = small()
+    empty.load_state_dict(full.state_dict(), assign=True)
+    assert torch.equal(empty.kernel(20), full.kernel(20))
