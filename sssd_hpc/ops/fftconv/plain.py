@@ -6,10 +6,13 @@ end at lags -1..-(L-1). A delta of weight D at lag 0 is the constant D in the sp
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from jaxtyping import Complex, Float
 from torch import Tensor
-from torch.nn.functional import gelu
+from torch.autograd.function import once_differentiable
+from torch.nn.functional import gelu, pad
 
 
 def run(
@@ -19,7 +22,40 @@ def run(
     activation: str | None,
 ) -> Float[Tensor, "batch H L"]:
     """Convolve; arguments as in `bidirectional_conv`."""
-    return convolve(u, spectrum(k, D), activation)
+    y: Tensor = _Convolution.apply(u, k, D)
+    return y if activation is None else gelu(y)
+
+
+class _Convolution(torch.autograd.Function):
+    """The convolution with its backward in real transforms.
+
+    Autograd would differentiate rfft and irfft through complex transforms of the full circle. The
+    transposed convolution is one with the conjugate spectrum, the kernel's gradient one circular
+    correlation: with G the spectrum of the output's gradient, du = irfft(G conj K) and
+    r = irfft(sum_b G conj U), of which lags 0..L-1 are dk0, lags -1..-(L-1) are dk1, lag 0 is dD.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, u: Tensor, k: Tensor, D: Tensor) -> Tensor:
+        L = u.shape[-1]
+        U, K = torch.fft.rfft(u, n=circle(L)), spectrum(k, D)
+        ctx.save_for_backward(U, K)
+        ctx.length = L
+        y: Tensor = torch.fft.irfft(U * K, n=circle(L))[..., :L].contiguous()
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        U, K = ctx.saved_tensors
+        L, n = ctx.length, circle(ctx.length)
+        G = torch.fft.rfft(dy, n=n)
+        du = torch.fft.irfft(G * K.conj(), n=n)[..., :L] if ctx.needs_input_grad[0] else None
+        if not any(ctx.needs_input_grad[1:]):
+            return du, None, None
+        r = torch.fft.irfft((G * U.conj()).sum(0), n=n)
+        behind = pad(r[:, n - (L - 1) :].flip(-1), (0, 1))
+        return du, torch.stack([r[:, :L], behind]), r[:, 0]
 
 
 def spectrum(k: Float[Tensor, "2 H L"], D: Float[Tensor, " H"]) -> Complex[Tensor, "H F"]:
