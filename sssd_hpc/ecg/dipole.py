@@ -9,15 +9,15 @@ Axes are Frank's: x to the patient's left, y to the feet, z to the back. Seconds
 
 Sources:
     McSharry et al. 2003, "A dynamical model for generating synthetic electrocardiogram signals",
-    IEEE Trans. Biomed. Eng. 50(3), doi:10.1109/TBME.2003.808805 (kernels, spectrum of RR).
+    IEEE Trans. Biomed. Eng. 50(3) (kernels, spectrum of RR).
     Sameni et al. 2007, "Multichannel ECG and Noise Modeling: Application to Maternal and Fetal ECG
-    Signals", doi:10.1155/2007/43407 (kernels as a 3-D dipole, rotation by breathing).
+    Signals" (kernels as a 3-D dipole, rotation by breathing).
     Clifford et al. 2010, "An artificial vector model for generating abnormal electrocardiographic
-    rhythms", doi:10.1088/0967-3334/31/5/001 (T wave of two kernels, abnormal beats).
+    rhythms" (T wave of two kernels, abnormal beats).
     Dower et al. 1980, "On deriving the electrocardiogram from vectorcardiographic leads", Clinical
     Cardiology 3, 87-95 (lead vectors).
     Stridh and Sornmo 2001, "Spatiotemporal QRST cancellation techniques for analysis of atrial
-    fibrillation", doi:10.1109/10.900266 (fibrillatory waves).
+    fibrillation" (fibrillatory waves).
 """
 
 from __future__ import annotations
