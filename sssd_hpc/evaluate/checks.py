@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from sssd_hpc.ecg.leads import EIGHT, positions
+from sssd_hpc.ecg.ptbxl import part_of
 from sssd_hpc.ecg.store import Store
 from sssd_hpc.errors import UserError
 
@@ -39,8 +40,8 @@ def check(real: Store, synthetic: Store, *, allow_leakage: bool = False) -> list
         Finding("same labels, rate and leads", True, "equal in both stores"),
         patients_in_one_fold("real", real),
         patients_in_one_fold("synthetic", synthetic),
-        waveforms_in_one_fold("real", real, real_digests),
-        waveforms_in_one_fold("synthetic", synthetic, synthetic_digests),
+        waveforms_in_one_part("real", real, real_digests),
+        waveforms_in_one_part("synthetic", synthetic, synthetic_digests),
         no_copies(real, real_digests, synthetic, synthetic_digests),
     ]
     failed = [finding for finding in findings if not finding.ok]
@@ -89,25 +90,27 @@ def patients_in_one_fold(side: str, store: Store) -> Finding:
     )
 
 
-def waveforms_in_one_fold(side: str, store: Store, digests: list[bytes]) -> Finding:
-    """Find a waveform that stands in more than one fold; repeats inside a fold are counted only."""
-    fold_of: dict[bytes, int] = {}
-    repeats, split = 0, []
+def waveforms_in_one_part(side: str, store: Store, digests: list[bytes]) -> Finding:
+    """Find a waveform in two of training, validation and test folds; count harmless repeats."""
+    first: dict[bytes, int] = {}
+    repeats = 0
+    leaks = []
     for row, digest in enumerate(digests):
-        if not digest:
+        earlier = first.setdefault(digest, row) if digest else row
+        if earlier == row:
             continue
-        fold = int(store.strat_fold[row])
-        if digest in fold_of:
-            repeats += 1
-            if fold_of[digest] != fold:
-                split.append(int(store.ecg_id[row]))
-        fold_of.setdefault(digest, fold)
-    name = f"{side} waveforms stand in one fold each"
-    if split:
-        return Finding(
-            name, False, f"{len(split)} {side} waveform(s) in two folds, as of ecg_id {split[0]}"
-        )
-    return Finding(name, True, f"{repeats} repeated inside a fold")
+        repeats += 1
+        if part_of(int(store.strat_fold[earlier])) != part_of(int(store.strat_fold[row])):
+            leaks.append((int(store.ecg_id[earlier]), int(store.ecg_id[row])))
+    name = f"{side} waveforms stand in one of training, validation and test folds"
+    if not leaks:
+        return Finding(name, True, f"{repeats} repeated inside one of them")
+    return Finding(
+        name,
+        False,
+        f"{len(leaks)} {side} waveform(s) stand in two of training, validation and test folds, "
+        f"as ecg_id {leaks[0][0]} and {leaks[0][1]}",
+    )
 
 
 def no_copies(

@@ -91,8 +91,8 @@ def fit(
 ) -> Classifier:
     """Train a classifier on signals (n, leads, L) in mV and labels (n, num_labels) of 0 and 1.
 
-    The same arguments give the same classifier on the same machine and thread count; the caller's
-    random state is left alone.
+    On a CPU the same arguments and thread count give the same classifier; the caller's random state
+    is left alone.
 
     Raises:
         UserError: fewer than two records, or signals that are not finite.
@@ -100,8 +100,7 @@ def fit(
     count, num_leads, length = signals_mv.shape
     if count < 2:
         raise UserError(f"a classifier needs at least 2 training records, {count} given")
-    mean_mv = float(signals_mv.mean(dtype=np.float64))
-    std_mv = float(signals_mv.std(dtype=np.float64))
+    mean_mv, std_mv = _mean_and_std(signals_mv)
     if not np.isfinite(mean_mv + std_mv):
         raise UserError("training signals hold samples that are not finite; prepare the set again")
     window = min(round(recipe.crop_s * rate_hz), length)
@@ -118,6 +117,17 @@ def fit(
         classifier = Classifier(network, mean_mv, std_mv or 1.0, window)
         _train(classifier, signals_mv, labels, recipe, np.random.default_rng(seed), title)
     return classifier
+
+
+def _mean_and_std(signals_mv: Signals) -> tuple[float, float]:
+    """Return mean and standard deviation of all samples, in chunks: a copy in float64 is large."""
+    total = squares = 0.0
+    for begin in range(0, len(signals_mv), 256):
+        chunk = signals_mv[begin : begin + 256].astype(np.float64)
+        total += float(chunk.sum())
+        squares += float(np.square(chunk).sum())
+    mean = total / signals_mv.size
+    return mean, float(np.sqrt(max(squares / signals_mv.size - mean**2, 0.0)))
 
 
 def _train(

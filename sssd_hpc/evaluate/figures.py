@@ -26,6 +26,7 @@ LEAD_GROUPS = {
     "right chest leads V1-V3": ("V1", "V2", "V3"),
     "left chest leads V4-V6": ("V4", "V5", "V6"),
 }
+ROC_POINT = ("sensitivity", "specificity")
 MAX_RECORDS = 400
 PAIRS_A_CLASS = 2
 
@@ -54,7 +55,7 @@ def roc(protocols: dict[str, Any], label: str) -> Figure:
         colour = PROTOCOL_COLOURS[name]
         text = f"{name}: {auc['value']:.2f} ({auc['low']:.2f} to {auc['high']:.2f})"
         axes.plot(false, true, color=colour, linewidth=1.8, label=text)
-        sensitivity, specificity = (row["metrics"][m]["value"] for m in _POINT)
+        sensitivity, specificity = (row["metrics"][m]["value"] for m in ROC_POINT)
         if sensitivity is not None:
             axes.plot(1 - specificity, sensitivity, "o", color=colour, markersize=7)
     axes.set(
@@ -65,9 +66,6 @@ def roc(protocols: dict[str, Any], label: str) -> Figure:
     )
     axes.legend(loc="lower right", frameon=False, title="ROC-AUC (95 % interval)")
     return figure
-
-
-_POINT = ("sensitivity", "specificity")
 
 
 def score_histograms(protocols: dict[str, Any], label: str) -> Figure:

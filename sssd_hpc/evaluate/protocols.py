@@ -12,7 +12,7 @@ import logging
 import math
 import platform
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +97,7 @@ def evaluate(
     if epochs is not None:
         if epochs < 1:
             raise UserError(f"epochs is {epochs}; at least 1 is needed")
-        recipe = Recipe(**{**asdict(recipe), "epochs": epochs})
+        recipe = replace(recipe, epochs=epochs)
     findings = checks.check(real, synthetic, allow_leakage=allow_leakage)
     label, why = choose_label(real, synthetic, label)
     logger.info("label %s: %s", label, why)
@@ -115,7 +115,7 @@ def evaluate(
         "label": label,
         "label_choice": why,
         "seed": seed,
-        "recipe": asdict(recipe),
+        "recipe": {**asdict(recipe), "num_blocks": list(recipe.num_blocks)},
         "sides": {
             side: _describe(store, sides[side])
             for side, store in (("real", real), ("synthetic", synthetic))

@@ -28,6 +28,9 @@ COLUMNS = {
     "precision": "Precision",
 }
 
+TABLE_COLUMNS = ("roc_auc", "g_mean", "f1")
+"""What the terminal's table shows with intervals."""
+
 MEANING = {
     "TRTR": "Train on real, test on real: what this classifier can reach; the others aim for it.",
     "TSTR": "Train on synthetic, test on real: can the synthetic set stand in for the real one?",
@@ -79,19 +82,22 @@ def load(path: Path) -> dict[str, Any]:
 
 
 def table(report: dict[str, Any]) -> str:
-    """Return the result as a text table for a terminal: value and 95 % interval."""
-    names = list(COLUMNS)[:5]
-    rows = [["", "test n (pos.)", *(COLUMNS[name] for name in names)]]
+    """Return the result as a text table for a terminal of 80 columns."""
+    rows = [["", "n (pos.)", *(COLUMNS[name] for name in TABLE_COLUMNS), "Sens", "Spec"]]
     notes = []
     for protocol, row in report["protocols"].items():
-        cells = [_cell(row["metrics"][name]) for name in names]
+        metrics = row["metrics"]
+        cells = [_cell(metrics[name], interval=True) for name in TABLE_COLUMNS]
+        cells += [_cell(metrics[name], interval=False) for name in figures.ROC_POINT]
         rows.append([protocol, f"{row['num_test']} ({row['num_test_positive']})", *cells])
         if row["reason"]:
             notes.append(f"{protocol}: {row['reason']}")
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) for row in rows]
     lines.insert(1, "  ".join("-" * width for width in widths))
-    heading = f"Label {report['label']}: value (95 % interval), threshold from fold 9"
+    heading = (
+        f"Label {report['label']}, n test records: value (95 % interval), threshold from fold 9"
+    )
     return "\n".join([heading, *(line.rstrip() for line in lines), *notes])
 
 
@@ -175,10 +181,11 @@ def _pictures(
     return pictures
 
 
-def _cell(metric: dict[str, Any]) -> str:
+def _cell(metric: dict[str, Any], *, interval: bool) -> str:
     if metric["value"] is None:
         return "n/a"
-    return f"{metric['value']:.3f} ({metric['low']:.2f}-{metric['high']:.2f})"
+    value = f"{metric['value']:.2f}"
+    return f"{value} ({metric['low']:.2f}-{metric['high']:.2f})" if interval else value
 
 
 def _head(report: dict[str, Any]) -> str:

@@ -1,0 +1,195 @@
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from sklearn.metrics import roc_curve
+
+from sssd_hpc.ecg.store import Store
+from sssd_hpc.evaluate import figures, report
+from sssd_hpc.evaluate.classify import Recipe
+from sssd_hpc.evaluate.protocols import evaluate
+
+
+def _metric(value: float | None, reason: str | None = None) -> dict[str, Any]:
+    if value is None:
+        return {"value": None, "low": None, "high": None, "reason": reason}
+    return {"value": value, "low": value - 0.1, "high": value + 0.05, "reason": None}
+
+
+def _row(trained: str, tested: str, value: float | None, reason: str | None) -> dict[str, Any]:
+    return {
+        "trained_on": trained,
+        "tested_on": tested,
+        "num_training": 353,
+        "num_validation": 81,
+        "num_test": 66,
+        "num_test_positive": 36,
+        "threshold": None if value is None else 0.4,
+        "reason": reason,
+        "metrics": {name: _metric(value, reason) for name in report.COLUMNS},
+        "test": {
+            "ecg_id": [1, 2, 3, 4] if value else [],
+            "label": [0, 1, 0, 1] if value else [],
+            "score": [0.1, 0.6, 0.7, 0.9] if value else [],
+        },
+    }
+
+
+@pytest.fixture
+def sample() -> dict[str, Any]:
+    """A report of two computed protocols and a third that could not be."""
+    side = {
+        "name": "store",
+        "manifest_sha256": "ab" * 32,
+        "num_records": 500,
+        "rate_hz": 100,
+        "length": 1000,
+        "splits": {
+            name: {"records": n, "positive": n // 2}
+            for name, n in (("training", 353), ("validation", 81), ("test", 66))
+        },
+    }
+    return {
+        "format": 1,
+        "label": "NORM",
+        "label_choice": "the default",
+        "seed": 0,
+        "recipe": {
+            "epochs": 15,
+            "batch_size": 32,
+            "learning_rate": 0.01,
+            "weight_decay": 0.01,
+            "crop_s": 2.5,
+        },
+        "sides": {"real": side, "synthetic": {**side, "name": "synthetic"}},
+        "checks": [{"name": "a check", "ok": True, "detail": "fine"}],
+        "protocols": {
+            "TRTR": _row("real", "real", 0.8, None),
+            "TSTR": _row("synthetic", "real", 0.58, None),
+            "TRTS": _row("real", "synthetic", None, "synthetic fold 10 has 0 records"),
+        },
+        "versions": {"python": "3.11"},
+        "seconds": 12.5,
+    }
+
+
+PICTURES = dict.fromkeys(report.CAPTIONS, b"png")
+
+
+def test_the_terminal_table_is_aligned_and_explains_what_is_missing(sample: dict[str, Any]) -> None:
+    lines = report.table(sample).splitlines()
+    assert lines[0].startswith("Label NORM")
+    assert lines[3].split()[:4] == ["TRTR", "66", "(36)", "0.80"]
+    assert "0.58 (0.48-0.63)" in lines[4]
+    assert lines[5].count("n/a") == 5
+    assert lines[6] == "TRTS: synthetic fold 10 has 0 records"
+    column = lines[1].index("ROC-AUC")
+    assert lines[3][column:].startswith("0.80 (")
+    assert lines[4][column:].startswith("0.58 (")
+    assert max(map(len, lines)) <= 80
+
+
+def test_the_summary_says_in_words_what_the_numbers_say(sample: dict[str, Any]) -> None:
+    first, second, third, last = report.summary(sample)
+    assert "ROC-AUC 0.80" in first
+    assert "guessing" not in first
+    assert second.endswith("cannot be told from guessing.")
+    assert third.startswith("TRTS could not be computed: synthetic fold 10")
+    assert "costs 0.22 of ROC-AUC" in last
+    sample["protocols"]["TSTR"] = _row("synthetic", "real", 0.83, None)
+    assert "costs no ROC-AUC (0.03 more)" in report.summary(sample)[-1]
+
+
+def test_the_page_warns_of_small_samples_and_of_allowed_leakage(sample: dict[str, Any]) -> None:
+    page = report.html(sample, PICTURES)
+    assert "This is a small sample" in page
+    assert "Leakage was allowed" not in page
+    sample["checks"].append({"name": "copies", "ok": False, "detail": "3 copies"})
+    for row in sample["protocols"].values():
+        row["num_test"] = 2198
+    page = report.html(sample, PICTURES)
+    assert "This is a small sample" not in page
+    assert "Leakage was allowed; scores are too good.</b> 3 copies" in page
+
+
+def test_hostile_names_reach_the_page_as_text(sample: dict[str, Any]) -> None:
+    attack = "<script>alert(1)</script>\"'{x}"
+    sample["label"] = sample["label_choice"] = attack
+    sample["sides"]["real"]["name"] = sample["checks"][0]["detail"] = attack
+    sample["checks"][0]["name"] = sample["versions"]["python"] = attack
+    sample["protocols"]["TRTS"] = _row("real", "synthetic", None, attack)
+    page = report.html(sample, PICTURES)
+    assert "<script" not in page
+    assert "alert(1)" in page
+    assert f'title="{attack[:8]}' not in page
+
+
+def test_a_report_is_read_back_as_written(sample: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "report.json").write_text(json.dumps(sample))
+    assert report.load(tmp_path / "report.json") == sample
+
+
+def test_the_roc_curve_equals_scikit_learn_with_ties() -> None:
+    generator = np.random.default_rng(0)
+    labels, scores = generator.integers(0, 2, 200), generator.integers(0, 20, 200) / 20
+    false, true, _ = roc_curve(labels, scores, drop_intermediate=False)
+    found = figures.roc_points(labels, scores)
+    np.testing.assert_allclose(found, (false, true))
+
+
+def test_figures_are_drawn_when_protocols_are_missing(sample: dict[str, Any]) -> None:
+    rows = sample["protocols"]
+    curves = figures.roc(rows, "NORM").axes[0]
+    texts = [text.get_text() for text in curves.get_legend().get_texts()]
+    assert texts == ["chance", "TRTR: 0.80 (0.70 to 0.85)", "TSTR: 0.58 (0.48 to 0.63)"]
+    panels = figures.score_histograms(rows, "NORM").axes
+    assert [panel.get_title() for panel in panels] == [
+        "TRTR: tested on real",
+        "TSTR: tested on real",
+        "TRTS: tested on synthetic",
+    ]
+    assert [text.get_text() for text in panels[2].texts] == ["not computed"]
+
+
+def test_spectra_peak_at_the_frequency_of_the_signal() -> None:
+    t = np.arange(1000) / 100
+    wave = np.broadcast_to(np.sin(2 * np.pi * 10 * t), (3, 12, 1000)).astype(np.float32)
+    figure = figures.spectra({"real": wave, "synthetic": 2 * wave}, 100)
+    assert len(figure.axes) == 4
+    for line in figure.axes[0].lines:
+        hertz, power = line.get_data()
+        assert hertz[np.argmax(power)] == pytest.approx(10)
+    powers = [line.get_data()[1].max() for line in figure.axes[0].lines]
+    assert powers[1] == pytest.approx(4 * powers[0], rel=1e-4)
+
+
+def test_amplitude_densities_integrate_to_the_share_inside_the_panel() -> None:
+    signals = np.random.default_rng(0).normal(0, 0.3, (4, 12, 500)).astype(np.float32)
+    (patch,) = figures.amplitudes({"real": signals}).axes[0].patches
+    data = patch.get_data()
+    assert np.nansum(data.values) * (data.edges[1] - data.edges[0]) == pytest.approx(1)
+
+
+def test_the_report_lies_in_its_folder_and_names_no_path_of_the_machine(
+    make_store: Callable[..., Store], tmp_path: Path, tiny: Recipe
+) -> None:
+    real, synthetic = make_store("real", num_records=60), make_store("s", num_records=60, seed=1)
+    out = tmp_path / "out"
+    report = evaluate(real, synthetic, out, recipe=tiny, epochs=1)
+    assert sorted(path.name for path in out.iterdir()) == ["figures", "report.html", "report.json"]
+    names = sorted(path.name for path in (out / "figures").iterdir())
+    assert names == ["amplitudes.png", "records.png", "roc.png", "scores.png", "spectra.png"]
+    assert json.loads((out / "report.json").read_text()) == report
+    page = (out / "report.html").read_text()
+    assert page.count("data:image/png;base64,") == 5
+    # Nothing is fetched: every source is embedded and no style or script comes from elsewhere.
+    assert set(re.findall(r'(?:src|href)="([^:"]*:?)', page)) == {"data:"}
+    assert "http" not in page
+    for text in ((out / "report.json").read_text(), page):
+        assert str(tmp_path) not in text
