@@ -96,7 +96,7 @@ def load_reference(
     ours = {}
     for name, expected in wanted.items():
         tensor = state[theirs[name]]
-        shape = _their_shape(name, expected.shape)
+        shape = public_shape(name, expected.shape)
         if tensor.shape != shape:
             raise UserError(
                 f"{where}: tensor {theirs[name]} has shape {tuple(tensor.shape)}; "
@@ -240,7 +240,7 @@ def public_name(name: str, state: Mapping[str, Any]) -> str:
     raise AssertionError(f"{name} has no public name")
 
 
-def _their_shape(name: str, shape: torch.Size) -> tuple[int, ...]:
+def public_shape(name: str, shape: torch.Size) -> tuple[int, ...]:
     """Return the public shape of our tensor: S4's parts have other single dimensions there."""
     if re.search(r"s4_(in|out)\.[BPQD]$", name):
         return (1, *shape)

@@ -176,12 +176,13 @@ class SSSDECG(nn.Module):
         Raises:
             UserError: `length` is over lmax.
         """
-        model = copy.deepcopy(self).eval().requires_grad_(False)
-        for module in model.modules():
+        model = copy.deepcopy(self).eval()
+        for module in list(model.modules()):
             if isinstance(module, S4Layer):
                 module.freeze(length)
-            if parametrize.is_parametrized(module, "weight"):
-                parametrize.remove_parametrizations(module, "weight")
+            for name, child in module.named_children():
+                if parametrize.is_parametrized(child, "weight"):
+                    setattr(module, name, _folded(child))
         return model.requires_grad_(False)
 
     def _check(self, x_t: Tensor, t: Tensor, labels: Tensor) -> None:
@@ -200,6 +201,19 @@ class SSSDECG(nn.Module):
             )
         if labels.device.type == "cpu" and bool(((labels < -1) | (labels > 1)).any()):
             raise UserError("labels must be 1 (present), 0 (absent) or -1 (unknown)")
+
+
+def _folded(conv: nn.Module) -> nn.Conv1d:
+    """Return a plain convolution with the weight that weight norm yields.
+
+    torch's own remove_parametrizations would take the weight from the original, too: a deep copy
+    shares the class that holds it.
+    """
+    assert isinstance(conv, nn.Conv1d)
+    size, padding = conv.kernel_size[0], conv.padding[0]
+    plain = nn.Conv1d(conv.in_channels, conv.out_channels, size, padding=padding, device="meta")
+    plain.load_state_dict({"weight": conv.weight.detach(), "bias": conv.bias}, assign=True)
+    return plain
 
 
 def _check_sizes(config: dict[str, Any]) -> None:

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from sssd_hpc.model import SSSDECG
+from sssd_hpc.model.reference import public_name, public_shape
 
 PARITY = Path(__file__).parents[1] / "data" / "parity"
 SMALL: dict[str, Any] = {
@@ -53,6 +54,34 @@ def small_model() -> SSSDECG:
     model = SSSDECG(**SMALL)
     torch.nn.init.normal_(model.head.weight)
     return model
+
+
+@pytest.fixture
+def public_state() -> Callable[..., dict[str, np.ndarray]]:
+    """Spell a model's weights as the public codes do: "ecg" or "nle", with its nodes."""
+
+    def spell(model: SSSDECG, code: str) -> dict[str, np.ndarray]:
+        table = {"ecg": "embedding.weight", "nle": "label_embedding.table"}[code]
+        angle = -2 * np.pi / model.config["lmax"] * np.arange(model.config["lmax"] // 2 + 1)
+        omega = np.exp(1j * angle)
+        nodes = {"omega": omega, "z": 2 * (1 - omega) / (1 + omega + 1e-7)}
+        state: dict[str, np.ndarray] = {}
+        for name, tensor in model.state_dict().items():
+            key = public_name(name, {table: 0})
+            if code == "ecg":
+                key = key.replace("parametrizations.weight.original0", "weight_g")
+                key = key.replace("parametrizations.weight.original1", "weight_v")
+            state[key] = tensor.numpy().reshape(public_shape(name, tensor.shape))
+            if name.endswith(".w"):
+                for node, value in nodes.items():
+                    planes = np.stack([value.real, value.imag], axis=-1).astype(np.float32)
+                    state[key.removesuffix("w") + node] = planes
+        if code == "nle":
+            for label, rows in enumerate(state.pop(table)):
+                state[f"label_embedding.{label}.weight"] = rows
+        return state
+
+    return spell
 
 
 @pytest.fixture
