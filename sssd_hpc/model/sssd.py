@@ -21,8 +21,10 @@ from sssd_hpc.model.embedding import LabelKind, StepEmbedding, embed_labels
 from sssd_hpc.s4 import S4Layer
 from sssd_hpc.s4.layer import KernelKind
 
-# A state this large means a mistaken or hostile config: HiPPO needs an N x N eigenproblem.
+# Larger means a mistaken or hostile config: HiPPO needs an N x N eigenproblem, and no tensor of an
+# export bounds lmax.
 MAX_D_STATE = 1024
+MAX_LMAX = 1 << 20
 
 
 class Block(nn.Module):
@@ -226,6 +228,8 @@ def _check_sizes(config: dict[str, Any]) -> None:
         raise UserError(
             f"model.d_state is {config['d_state']}; it must be even, from 2 to {MAX_D_STATE}"
         )
+    if config["lmax"] > MAX_LMAX:
+        raise UserError(f"model.lmax is {config['lmax']}; it must be at most {MAX_LMAX}")
     if len(step_dims) != 3 or min(step_dims) < 1 or step_dims[0] % 2:
         raise UserError(f"model.step_dims is {step_dims}; give three widths, the first even")
     for name, allowed in (
