@@ -12,7 +12,6 @@ import contextlib
 import io
 import logging
 import os
-import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -135,8 +134,8 @@ def process_group() -> Iterator[tuple[torch.device, int]]:
         device, world_size = device_here(), int(os.environ["WORLD_SIZE"])
         if device.type == "cuda":
             torch.cuda.set_device(device)
-        elif not _built():
-            _log.warning("DeepSpeed builds its CPU communication once: about a minute")
+        else:
+            _announce_build()
         with _quiet():
             import deepspeed
 
@@ -144,8 +143,8 @@ def process_group() -> Iterator[tuple[torch.device, int]]:
                 deepspeed.init_distributed("nccl" if device.type == "cuda" else "gloo")
             except (RuntimeError, OSError) as error:
                 raise UserError(
-                    f"DeepSpeed's process group does not start: {' '.join(str(error).split())}; "
-                    "building its CPU operation needs g++ and ninja on the PATH"
+                    "DeepSpeed's process group does not start; its CPU operation needs g++ and "
+                    f"ninja to be built: {' '.join(str(error).split())[-300:]}"
                 ) from error
         try:
             yield device, world_size
@@ -182,10 +181,9 @@ def _environment() -> Iterator[None]:
         wanted["TORCH_EXTENSIONS_DIR"] = str(Path(sys.prefix) / "torch_extensions")
     added = [name for name in wanted if name not in os.environ]
     os.environ.update({name: wanted[name] for name in added})
+    # This environment's ninja first, activated or not: another one would build everything again.
     path = os.environ.get("PATH", "")
-    if shutil.which("ninja") is None:
-        # A virtual environment that is used without being activated.
-        os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{path}"
+    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{path}"
     try:
         yield
     finally:
@@ -194,9 +192,19 @@ def _environment() -> Iterator[None]:
             os.environ.pop(name, None)
 
 
-def _built() -> bool:
-    folder = os.environ.get("TORCH_EXTENSIONS_DIR")
-    return folder is None or any(Path(folder).glob("deepspeed_shm_comm/*.so"))
+def _announce_build() -> None:
+    """Say why the start takes long, if DeepSpeed's operation is not built yet."""
+    place = os.environ.get("TORCH_EXTENSIONS_DIR")
+    if place is None:
+        return
+    folder = Path(place) / "deepspeed_shm_comm"
+    lock = folder / "lock"
+    if lock.exists():
+        _log.warning(
+            "waiting for another process to build in %s; if there is none, remove it", lock
+        )
+    elif not any(folder.glob("*.so")):
+        _log.warning("DeepSpeed builds its CPU communication once: about a minute")
 
 
 @contextlib.contextmanager

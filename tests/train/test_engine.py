@@ -161,3 +161,23 @@ def test_building_ahead_works_as_a_program_without_the_environment_activated() -
     )
     assert result.returncode == 0, result.stderr
     assert result.stdout == ""
+
+
+def test_without_a_compiler_the_error_names_what_is_needed(tmp_path: Path) -> None:
+    result = subprocess.run(
+        [sys.executable, "-m", "sssd_hpc.train.engine"],
+        cwd=ROOT,
+        env={
+            "PATH": str(tmp_path),
+            "PYTHONPATH": str(ROOT),
+            "TORCH_EXTENSIONS_DIR": str(tmp_path / "extensions"),
+            "CXX": "no-such-compiler",
+        },
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert result.returncode == 1
+    assert "builds its CPU communication once" in result.stderr
+    assert "UserError: DeepSpeed's process group does not start" in result.stderr
+    assert "needs g++ and ninja" in result.stderr
