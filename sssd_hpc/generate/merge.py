@@ -100,7 +100,7 @@ def card_text(
         f"size {model['d_state']}, label embedding {model['label_embedding']}",
         "model leads": " ".join(metadata["leads"]),
         "checkpoint": f"SHA-256 {request.model_sha256} ({request.weights} weights)",
-        "samples seen in training": str(metadata["samples_seen"]),
+        "samples seen in training": str(metadata["samples_seen"] or "not known"),
         "diffusion": json.dumps(metadata["diffusion"]),
         "sampler": f"{request.sampler}, {request.steps} steps, guidance {request.guidance:g}",
         "seed": f"{request.seed}, batches of {request.batch_size}, on {request.device}",

@@ -101,6 +101,13 @@ def test_a_store_that_cannot_name_records_is_refused(
         build(store(ecg_id, folds), folds=(1,))
 
 
+def test_a_label_that_no_header_can_hold_is_refused() -> None:
+    like = store([1], [1])
+    like.label_names = ("AFIB", "N\u00d6RM")
+    with pytest.raises(UserError, match="not plain ASCII"):
+        build(like, folds=(1,))
+
+
 def test_a_root_claimed_twice_by_the_same_request_stays_its_own(tmp_path: Path) -> None:
     claim(tmp_path / "out", REQUEST)
     before = (tmp_path / "out" / REQUEST_FILE).read_bytes()

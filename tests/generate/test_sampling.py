@@ -383,6 +383,16 @@ def test_a_run_without_export_says_to_train(like: Store, tmp_path: Path) -> None
         generate.sample(tmp_path, like, tmp_path / "out")
 
 
+def test_an_export_that_changes_while_it_is_read_is_refused(
+    run: Path, like: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hashes = iter(("a" * 64, "b" * 64))
+    monkeypatch.setattr("sssd_hpc.generate.sampling.sha256_file", lambda path: next(hashes))
+    with pytest.raises(UserError, match="changed while it was read"):
+        generate.sample(run, like, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_guidance_needs_a_row_for_unknown_labels(like: Store, tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", kind="frozen")
     with pytest.raises(UserError, match="no row for unknown labels"):
