@@ -104,6 +104,8 @@ class S4Layer(nn.Module):
             UserError: L is over `lmax`, or not the length the layer was frozen for.
         """
         x = x + self.output(self.mix(x))
+        # On a CPU a transposed view beats mean and variance over dim 1, and a contiguous copy of
+        # the result does not pay.
         y: Tensor = self.norm(x.transpose(1, 2)).transpose(1, 2)
         return y
 
