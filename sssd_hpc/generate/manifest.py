@@ -17,13 +17,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sssd_hpc.ecg import ptbxl, statements
 from sssd_hpc.ecg.store import Store
 from sssd_hpc.errors import UserError
-from sssd_hpc.files import inside, read_json, remove_temporaries, write_json
+from sssd_hpc.files import inside, read_json, remove_temporaries, sha256_file, write_json
 
 REQUEST_FILE = ".generation.json"
 REQUEST_FORMAT = 1
 SUMS_FILE = "SHA256SUMS.txt"
+TABLES = ("README.md", "RECORDS", ptbxl.FILE, statements.FILE)
 # One invented patient a record, past every number that PTB-XL or a hospital list of its kind uses:
 # numeric, because code written for PTB-XL converts the column; nobody's, so that a synthetic set
 # beside the real one adds no record to a real patient, and folds stay disjoint.
@@ -58,6 +60,10 @@ class Manifest:
         ecg_id = int(self.ecg_id[row])
         suffix = "lr" if self.rate_hz == 100 else "hr"
         return f"records{self.rate_hz}/{ecg_id // 1000 * 1000:05d}/{ecg_id:05d}_{suffix}"
+
+    def files(self) -> set[str]:
+        """Return the names of all record files."""
+        return {f"{self.name(row)}.{kind}" for row in range(len(self)) for kind in ("dat", "hea")}
 
     def patient_id(self, row: int) -> str:
         """Return the invented patient of a row."""
@@ -177,25 +183,21 @@ def locked(out: Path) -> Iterator[None]:
         yield
 
 
-def damaged(out: Path) -> set[str] | None:
+def damaged(out: Path, manifest: Manifest) -> set[str] | None:
     """Return the files of a finished root that differ from its list of hashes; None if unfinished.
 
-    Finished means that the list, written last, is there.
+    Finished means that the list, written last, is there; a file that it lacks counts as damaged.
     """
     sums = out / SUMS_FILE
     if not sums.is_file():
         return None
-    found = set()
+    right = set()
     for line in sums.read_text(encoding="utf-8", errors="replace").splitlines():
         digest, _, name = line.partition(" ")
-        try:
-            data = inside(out, name).read_bytes()
-        except (UserError, OSError):
-            found.add(name)
-            continue
-        if hashlib.sha256(data).hexdigest() != digest:
-            found.add(name)
-    return found
+        with contextlib.suppress(UserError, OSError):
+            if sha256_file(inside(out, name)) == digest:
+                right.add(name)
+    return {*manifest.files(), *TABLES} - right
 
 
 def _as_json(request: Request) -> dict[str, Any]:

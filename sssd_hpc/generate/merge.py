@@ -52,14 +52,12 @@ def prove(out: Path, manifest: Manifest, request: Request) -> None:
     Raises:
         UserError: a record is missing, not whole or of another request, or a file is foreign.
     """
-    rows = range(len(manifest))
-    lacking = [row for row in rows if not has_record(out, manifest, request, row)]
+    lacking = [row for row in range(len(manifest)) if not has_record(out, manifest, request, row)]
     if lacking:
         raise UserError(
             f"{out} lacks {len(lacking)} of {len(manifest)} records, the first "
             f"{manifest.name(lacking[0])}; repeat the same command"
         )
-    expected = {f"{manifest.name(row)}.{kind}" for row in rows for kind in ("hea", "dat")}
     present = set()
     for folder in out.glob("records*"):
         for path in [folder, *folder.rglob("*")]:
@@ -67,7 +65,7 @@ def prove(out: Path, manifest: Manifest, request: Request) -> None:
                 remove_temporaries(path)
             elif not path.name.startswith(TEMP_PREFIX):
                 present.add(path.relative_to(out).as_posix())
-    foreign = sorted(present - expected)
+    foreign = sorted(present - manifest.files())
     if foreign:
         raise UserError(
             f"{out / foreign[0]} and {len(foreign) - 1} more files are no part of this data set; "

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import torch
 
 from sssd_hpc.diffusion import NoiseSchedule, guided
+from sssd_hpc.ecg.leads import EIGHT, LEADS
 from sssd_hpc.ecg.store import Store
 from sssd_hpc.errors import UserError
 from sssd_hpc.files import sha256_file
@@ -71,7 +72,10 @@ def sample(
             f"--guidance is {guidance:g} but the model in {run} has no row for unknown labels "
             f"(label_embedding frozen); sample without guidance"
         )
-    schedule = NoiseSchedule.linear(**metadata["diffusion"])
+    try:
+        schedule = NoiseSchedule.linear(**metadata["diffusion"])
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{export} describes no noise schedule: {error}") from error
     if steps not in (None, schedule.num_steps):
         raise UserError(
             f"--steps is {steps}; ddpm takes all {schedule.num_steps} steps of the model's schedule"
@@ -94,7 +98,7 @@ def sample(
         raise UserError(f"{export} changed while it was read; let the training finish, then repeat")
     claim(out, request)
     with locked(out):
-        broken = damaged(out)
+        broken = damaged(out, manifest)
         if broken is not None and not broken:
             _log.info("%s is finished and every hash is right", out)
             return 0
@@ -139,6 +143,12 @@ def _check_fits(metadata: dict[str, Any], like: Store, run: Path) -> None:
                 f"the model in {run} was trained with {what} {_short(trained)}, the store "
                 f"{like.path} has {_short(given)}; prepare a store as the model's own was prepared"
             )
+    leads = sorted(metadata["leads"])
+    if leads not in (sorted(EIGHT), sorted(LEADS)):
+        raise UserError(
+            f"the model in {run} has the leads {','.join(metadata['leads'])}; a record needs the "
+            f"8 leads {','.join(EIGHT)} or all 12"
+        )
 
 
 def _short(value: object) -> str:

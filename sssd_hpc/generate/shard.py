@@ -62,7 +62,7 @@ def draw_signals(
 
     The model always sees `batch_size` rows, the last repeated where records lack: matrix routines
     round by shape, so one shape keeps a record the same whichever records stand beside it.
-    `on_step(i)` is called before denoising step i of 0 .. num_steps - 1.
+    `on_step(i)` is called when the noise of step i, of 0 .. num_steps - 1, is drawn.
     """
     count = len(ecg_ids)
     padding = np.minimum(np.arange(batch_size), count - 1)

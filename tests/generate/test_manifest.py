@@ -152,16 +152,23 @@ def test_a_damaged_request_is_a_clear_error(tmp_path: Path) -> None:
         claim(tmp_path, REQUEST)
 
 
-def test_a_root_without_sums_is_unfinished_and_a_changed_file_is_found(tmp_path: Path) -> None:
-    assert damaged(tmp_path) is None
-    (tmp_path / "a").write_text("a")
+def test_files_that_differ_from_the_list_or_are_not_in_it_are_damaged(tmp_path: Path) -> None:
+    manifest = build(store([1], [1]), folds=(1,))
+    names = sorted({*manifest.files(), "README.md", "RECORDS", "ptbxl_database.csv"})
+    names.append("scp_statements.csv")
+    assert damaged(tmp_path, manifest) is None
     empty = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
-    sums = f"{empty} a\n{empty} gone\n{empty} ../../etc/passwd\n"
-    (tmp_path / "SHA256SUMS.txt").write_text(sums)
-    assert damaged(tmp_path) == {"a", "gone", "../../etc/passwd"}
-    (tmp_path / "SHA256SUMS.txt").write_text(f"{empty} a\n")
-    (tmp_path / "a").write_text("")
-    assert damaged(tmp_path) == set()
+    sums = tmp_path / "SHA256SUMS.txt"
+    sums.write_text("".join(f"{empty} {name}\n" for name in [*names, "../../etc/passwd"]))
+    assert damaged(tmp_path, manifest) == set(names)
+    (tmp_path / "records100/00000").mkdir(parents=True)
+    for name in names:
+        (tmp_path / name).write_text("")
+    assert damaged(tmp_path, manifest) == set()
+    (tmp_path / "README.md").write_text("changed")
+    assert damaged(tmp_path, manifest) == {"README.md"}
+    sums.write_text(f"{empty} RECORDS\n")
+    assert damaged(tmp_path, manifest) == set(names) - {"RECORDS"}
 
 
 def test_header_comments_name_no_person_and_no_path() -> None:

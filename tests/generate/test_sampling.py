@@ -393,6 +393,17 @@ def test_an_export_that_changes_while_it_is_read_is_refused(
     assert not (tmp_path / "out").exists()
 
 
+def test_an_export_without_a_schedule_or_with_other_leads_is_refused(
+    like: Store, tmp_path: Path
+) -> None:
+    run = make_run(tmp_path / "schedule", diffusion={"num_steps": 5, "beta_start": 2.0})
+    with pytest.raises(UserError, match="describes no noise schedule"):
+        generate.sample(run, like, tmp_path / "out")
+    run = make_run(tmp_path / "leads", leads=[*LEADS[:8]])
+    with pytest.raises(UserError, match=r"has the leads I,II,III,.*needs the 8 leads I,AVF,V1"):
+        generate.sample(run, like, tmp_path / "out")
+
+
 def test_guidance_needs_a_row_for_unknown_labels(like: Store, tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", kind="frozen")
     with pytest.raises(UserError, match="no row for unknown labels"):
