@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from sssd_hpc.errors import UserError
 
 
 def append(path: Path, row: dict[str, Any]) -> None:
-    """Add one line.
+    """Add one line, flushed to the disk.
 
     Raises:
         UserError: the disk is full or not writable.
@@ -19,6 +20,8 @@ def append(path: Path, row: dict[str, Any]) -> None:
     try:
         with open(path, "a", encoding="utf-8") as stream:
             stream.write(json.dumps(row, allow_nan=False) + "\n")
+            stream.flush()
+            os.fsync(stream.fileno())
     except OSError as error:
         raise UserError(
             f"{path} cannot be written: {error}; make room and give the same command again"

@@ -89,6 +89,9 @@ def killed_saves(run: Path) -> list[int]:
         save(4)
         save(8)
         lived = child(lambda: save(12), kill_at=len(found) + 1)
+        # No half of a checkpoint is ever visible.
+        for entry in run.glob("checkpoints/samples-*"):
+            checkpoint.read(entry)
         newest = load_newest(run)
         assert newest is not None
         assert newest.tensors["model"]["w"][0] == newest.samples
