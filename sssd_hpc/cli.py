@@ -136,7 +136,7 @@ def sample(
     sampler: Literal["ddpm"] = "ddpm",
     guidance: float = 0.0,
     weights: Literal["ema", "raw"] = "ema",
-    batch_size: int = 50,
+    batch_size: int = 16,
     seed: int = 0,
 ) -> None:
     """Make one synthetic record for each real one, with its labels, in PTB-XL's layout.
@@ -151,14 +151,14 @@ def sample(
         sampler: ddpm: ancestral sampling over all of the run's diffusion steps.
         guidance: Weight of classifier-free guidance; 0 is none.
         weights: Averaged (ema) or last (raw) weights.
-        batch_size: Records made at once.
+        batch_size: Records made at once; 16 suits a CPU's cache, a GPU takes hundreds.
         seed: Seed; record and seed alone decide the noise.
     """
     from sssd_hpc import generate
     from sssd_hpc.ecg.store import Store
 
     chosen = config.parse_folds(folds)
-    generate.sample(
+    made = generate.sample(
         run,
         Store.open(like),
         out,
@@ -169,6 +169,7 @@ def sample(
         batch_size=batch_size,
         seed=seed,
     )
+    print(f"{out}: {made} record(s) made now, the set is complete")
 
 
 def evaluate(
@@ -190,7 +191,7 @@ def evaluate(
         synthetic: Synthetic WFDB root, or a store of it.
         out: Folder of the report: report.json, report.html, figures.
         label: Label to classify; default: NORM where the store has it.
-        epochs: Epochs of each classifier; default: enough for the set's size.
+        epochs: Epochs of each classifier; default: 15.
         seed: Seed of the classifiers and of the bootstrap.
         allow_leakage: Go on though training records turn up in a test set; the report says so.
     """
@@ -198,7 +199,9 @@ def evaluate(
     from sssd_hpc.evaluate import protocols, report
 
     real_store = Store.open(real)
-    synthetic_store = protocols.open_store_or_root(synthetic, out, real_store)
+    synthetic_store = protocols.open_store_or_root(
+        synthetic, out, real_store, allow_leakage=allow_leakage
+    )
     result = protocols.evaluate(
         real_store,
         synthetic_store,

@@ -55,9 +55,10 @@ def _python() -> Finding:
 
 
 def _library(name: str) -> Finding:
-    return _try(
-        name, lambda: str(getattr(importlib.import_module(name), "__version__", "")), needed=True
-    )
+    def probe() -> str:
+        return str(getattr(importlib.import_module(name), "__version__", "imported"))
+
+    return _try(name, probe, needed=True)
 
 
 def _deepspeed() -> Finding:
@@ -94,8 +95,8 @@ def _ops() -> list[Finding]:
     from sssd_hpc.ops import backends
 
     return [
-        Finding(f"op {row.op} [{row.backend}]", row.usable, row.reason, row.backend == "torch")
-        for row in backends.report()
+        Finding(f"op {op} [{backend}]", usable, reason or "one row ran", backend == "torch")
+        for op, backend, usable, reason in backends.report()
     ]
 
 

@@ -1,0 +1,72 @@
+"""Every command of the README runs, in its order, on a small simulated set."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from sssd_hpc import cli
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+# What makes each command small; flags that come later win.
+SMALL = {
+    "simulate": ["--records", "40"],
+    "train": [
+        *("--train.samples", "32", "--train.batch-size", "8", "--model.num-blocks", "1"),
+        *("--model.channels", "8", "--diffusion.num-steps", "4"),
+    ],
+    "evaluate": ["--epochs", "1"],
+}
+
+
+def commands(block: str) -> list[list[str]]:
+    lines = [shlex.split(line, comments=True) for line in block.splitlines()]
+    return [line[1:] for line in lines if line[:1] == ["sssd-hpc"]]
+
+
+def blocks() -> list[str]:
+    return re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL)
+
+
+def test_the_main_job_by_hand_runs_as_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    by_hand = next(block for block in blocks() if "simulate" in block)
+    for command in commands(by_hand):
+        args = [*command, *SMALL.get(command[0], [])]
+        assert cli.main(args) == 0, capsys.readouterr().err
+    assert (tmp_path / "report" / "report.html").is_file()
+    assert (tmp_path / "00001.png").is_file()
+    assert "TSTR" in capsys.readouterr().out
+
+
+def test_the_papers_models_are_accepted_as_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ptbxl_root: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("ptb-xl").symlink_to(ptbxl_root)
+    paper = next(block for block in blocks() if "sssd_ecg_nle" in block)
+    for command in commands(paper):
+        extra = ["--dry-run"] if command[0] == "train" else []
+        assert cli.main([*command, *extra]) == 0
+
+
+def test_the_table_of_commands_is_the_command_line() -> None:
+    table = README[README.index("## Commands") : README.index("The main job by hand")]
+    assert re.findall(r"^\| `(\w+)` \|", table, flags=re.MULTILINE) == list(cli.COMMANDS)
+
+
+def test_make_targets_of_the_readme_exist() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    for target in re.findall(r"^make (\w+)", README, flags=re.MULTILINE):
+        assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE), target
+
+
+def test_links_to_files_lead_somewhere() -> None:
+    for path in re.findall(r"`((?:docs|bench)/[\w./]+)`", README):
+        assert (ROOT / path).exists(), path
