@@ -80,9 +80,11 @@ def prepare(
         out: Folder of the new store.
         rate: Sampling rate in Hz.
         labels: all, diag, sub, super, form, rhythm, or SCP codes such as AFIB,CRBBB.
-        min_likelihood: Least likelihood in percent for a label to count; default: any counts.
+        min_likelihood: Least likelihood in percent of a diagnostic label; default: any counts. Form
+            and rhythm statements carry none in PTB-XL and always count.
         band_pass: Zero-phase band-pass from LOW to HIGH Hz, for example 0.5 40; default: none.
-        allow_leakage: Go on though patients or waveforms stand in several folds; it is recorded.
+        allow_leakage: Go on though a patient stands in several folds, or a waveform in two of
+            training, validation and test; it is recorded.
     """
     from sssd_hpc.ecg.prepare import prepare as run
 

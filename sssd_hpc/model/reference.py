@@ -10,6 +10,7 @@ import math
 import re
 import zipfile
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,9 +19,11 @@ import torch
 from numpy.lib import format as npy
 from torch import Tensor
 
+from sssd_hpc.config import Config, ModelConfig, dump
 from sssd_hpc.ecg.leads import EIGHT, LEADS, SSSD_ECG_EIGHT, SSSD_ECG_TWELVE
 from sssd_hpc.ecg.statements import STATEMENTS
 from sssd_hpc.errors import UserError
+from sssd_hpc.files import atomic_write_text
 from sssd_hpc.model.export import check_finite, check_names, save_export
 from sssd_hpc.model.sssd import SSSDECG
 from sssd_hpc.s4.layer import KernelKind
@@ -118,7 +121,10 @@ def convert_reference(
     kernel: KernelKind = "conjugate",
     labels: tuple[str, ...] | None = None,
 ) -> dict[str, Any]:
-    """Write a public checkpoint as OUT/export/model.safetensors, which sampling takes as a run.
+    """Write a public checkpoint as a run that sampling takes: weights and config.yaml.
+
+    What `config.yaml` cannot say (the order of the leads, the names of the labels, the kernel) is
+    in the export's metadata.
 
     Args:
         source: as in `load_reference`.
@@ -158,6 +164,12 @@ def convert_reference(
     }
     state = model.state_dict()
     save_export(path, model.config, state, state, metadata)
+    shared = {field.name for field in fields(ModelConfig)} & set(model.config)
+    settings = ModelConfig(
+        leads="twelve" if len(model.leads) == len(LEADS) else "eight",
+        **{name: model.config[name] for name in shared},
+    )
+    atomic_write_text(out / "config.yaml", dump(Config(model=settings)))
     return {"model": model.config, **metadata}
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from sssd_hpc import config
 from sssd_hpc.ecg.leads import EIGHT, LEADS, SSSD_ECG_EIGHT, SSSD_ECG_TWELVE
 from sssd_hpc.errors import UserError
 from sssd_hpc.model import SSSDECG, convert_reference, load_export, load_reference
@@ -293,6 +294,9 @@ def test_convert_writes_an_export_that_loads(num_labels, tmp_path, public_state,
     source = tmp_path / "100.npz"
     np.savez(source, **{f"sd/{name}": v for name, v in public_state(model, "ecg").items()})
     metadata = convert_reference(source, tmp_path / "run", kernel="half")
+    settings = config.load(tmp_path / "run" / "config.yaml").model
+    assert settings.num_blocks == metadata["model"]["num_blocks"]
+    assert settings.step_dims == tuple(metadata["model"]["step_dims"])
     loaded, stored = load_export(tmp_path / "run" / "export" / "model.safetensors")
     assert stored["labels"] == metadata["labels"]
     assert stored["labels"][:2] == (["label_0", "label_1"] if num_labels == 3 else ["1AVB", "2AVB"])
