@@ -1,9 +1,9 @@
-"""What the model's tests share: the parity arrays, small models, poisoned memory."""
+"""What the model's tests share: the parity arrays, small models."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +25,6 @@ SMALL: dict[str, Any] = {
     "label_dim": 5,
     "step_dims": (8, 12, 10),
 }
-
-
-@pytest.fixture(autouse=True)
-def _poisoned_empty(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Fill uninitialised memory with NaN, so that reading it shows."""
-    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
-    torch.use_deterministic_algorithms(True)
-    yield
-    torch.use_deterministic_algorithms(False)
 
 
 @pytest.fixture(scope="session")
