@@ -148,12 +148,23 @@ class S4Layer(nn.Module):
 
     @torch.no_grad()
     def freeze(self, length: int) -> None:
-        """Keep the kernel's spectrum for inputs of `length` samples, drop what generates it."""
+        """Keep the kernel's spectrum for inputs of `length` samples, drop what generates it.
+
+        Raises:
+            UserError: `length` is over `lmax`, or the layer is frozen already.
+        """
+        if self.spectrum is not None:
+            raise UserError(
+                f"this copy of the model was made for_sampling({self.lmax}) and generates no other "
+                "kernel; call for_sampling on the model itself"
+            )
         self.spectrum = spectrum(self.kernel(length), self.D)
         self.lmax = length
         self._basis = self.C = self.omega = self.z = None  # type: ignore[assignment]
         self.log_dt = self.w = self.P = self.Q = self.B = None  # type: ignore[assignment]
 
+    # Not an inference tensor, wherever it is first asked for: training saves it for backward.
+    @torch.inference_mode(False)
     @torch.no_grad()
     def _unit_kernels(self) -> Float[Tensor, "H N lmax"]:
         """Generate the kernel of each real coefficient of C, in the order of C's last two axes."""

@@ -11,7 +11,7 @@ import torch
 
 from sssd_hpc.errors import UserError
 from sssd_hpc.ops import bidirectional_conv
-from sssd_hpc.s4 import S4Layer
+from sssd_hpc.s4 import S4Layer, hippo
 
 PARITY = Path(__file__).parents[1] / "data" / "parity" / "s4layer_H32_N8_L100.npz"
 kinds = pytest.mark.parametrize("kind", ["conj", "slow"])
@@ -122,6 +122,34 @@ def test_the_basis_follows_loaded_buffers_and_a_change_of_dtype():
     torch.testing.assert_close(layer.kernel(20).float(), other.kernel(20))
 
 
+def test_a_layer_first_used_in_inference_mode_still_trains():
+    layer = small()
+    x = torch.randn(1, 6, 20)
+    with torch.inference_mode():
+        expected = layer(x)
+    y = layer(x)
+    assert torch.equal(y, expected)
+    y.square().mean().backward()
+    assert layer.C.grad.any()
+
+
+def test_a_fresh_c_is_complex_normal_and_corrected_for_lmax(monkeypatch):
+    seen = {}
+
+    def record(C, log_dt, L):
+        seen.update(C=C, log_dt=log_dt, L=L)
+        return 3 * C
+
+    monkeypatch.setattr(hippo, "correct_length", record)
+    layer = S4Layer(d_model=256, d_state=8, lmax=10)
+    assert seen["L"] == 10
+    assert torch.equal(seen["log_dt"], layer.log_dt)
+    assert torch.equal(torch.view_as_complex(layer.C.detach()), 3 * seen["C"])
+    # Unit variance in all, half of it in each plane; 2048 draws: four standard errors.
+    for plane in (seen["C"].real, seen["C"].imag):
+        assert plane.std().item() == pytest.approx(0.5**0.5, rel=4 / (2 * 2048) ** 0.5)
+
+
 def test_only_c_and_d_of_the_state_space_train_and_the_basis_is_not_saved():
     layer = small()
     layer.kernel(20)
@@ -195,6 +223,8 @@ def test_a_frozen_layer_gives_the_same_output_and_fixes_its_length(frozen_basis)
     torch.testing.assert_close(layer(x), expected, rtol=1e-5, atol=1e-6)
     with pytest.raises(UserError, match=r"for_sampling\(15\) but the input has 14"):
         layer(x[..., :14])
+    with pytest.raises(UserError, match=r"for_sampling\(15\) and generates no other kernel"):
+        layer.freeze(14)
 
 
 def test_building_on_meta_takes_no_memory_and_loads():
