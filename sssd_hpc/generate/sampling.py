@@ -70,7 +70,7 @@ def sample(
     if guidance != 0.0 and not model.has_unknown:
         raise UserError(
             f"--guidance is {guidance:g} but the model in {run} has no row for unknown labels "
-            f"(label_embedding frozen); sample without guidance"
+            f"(label_embedding {model.config['label_embedding']}); sample without guidance"
         )
     try:
         schedule = NoiseSchedule.linear(**metadata["diffusion"])

@@ -49,9 +49,12 @@ class StepEmbedding(nn.Module):
 
 
 class SumLabels(nn.Module):
-    """The sum of the rows of present labels (SSSD-ECG); unknown adds nothing, as absent does."""
+    """The sum of the rows of present labels (SSSD-ECG); unknown adds nothing, as absent does.
 
-    has_unknown = True
+    So no label known and no label present are one thing to it: it has no null for guidance.
+    """
+
+    has_unknown = False
 
     def __init__(self, num_labels: int, label_dim: int) -> None:
         super().__init__()

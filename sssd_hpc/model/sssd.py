@@ -166,7 +166,7 @@ class SSSDECG(nn.Module):
 
     @property
     def has_unknown(self) -> bool:
-        """Whether labels may be -1: what label dropout and guidance need."""
+        """Whether unknown labels (-1) have rows of their own, which guidance needs."""
         return self.label_embedding.has_unknown
 
     def for_sampling(self, length: int) -> SSSDECG:
@@ -176,7 +176,7 @@ class SSSDECG(nn.Module):
         no gradient is kept. The copy cannot be trained or saved; the original is untouched.
 
         Raises:
-            UserError: `length` is over lmax.
+            UserError: `length` is over lmax, or this is such a copy.
         """
         model = copy.deepcopy(self).eval()
         for module in list(model.modules()):

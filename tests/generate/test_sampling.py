@@ -404,9 +404,10 @@ def test_an_export_without_a_schedule_or_with_other_leads_is_refused(
         generate.sample(run, like, tmp_path / "out")
 
 
-def test_guidance_needs_a_row_for_unknown_labels(like: Store, tmp_path: Path) -> None:
-    run = make_run(tmp_path / "run", kind="frozen")
-    with pytest.raises(UserError, match="no row for unknown labels"):
+@pytest.mark.parametrize("kind", ["frozen", "sum"])
+def test_guidance_needs_a_row_for_unknown_labels(like: Store, tmp_path: Path, kind: str) -> None:
+    run = make_run(tmp_path / "run", kind=kind)
+    with pytest.raises(UserError, match=rf"no row for unknown labels \(label_embedding {kind}\)"):
         generate.sample(run, like, tmp_path / "out", guidance=1.0)
     assert generate.sample(run, like, tmp_path / "out") == len(ECG_IDS)
 

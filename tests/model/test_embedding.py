@@ -64,7 +64,7 @@ def test_any_number_of_labels_embeds(kind, num_labels):
     embedding = embed_labels(kind, num_labels, 4)
     out = embedding(torch.ones(3, num_labels, dtype=torch.int64))
     assert out.shape == (3, 4)
-    assert embedding.has_unknown == (kind != "frozen")
+    assert embedding.has_unknown == (kind == "nle")
 
 
 def test_sinusoids_begin_at_frequency_one_and_end_at_a_ten_thousandth():
