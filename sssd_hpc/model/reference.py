@@ -131,17 +131,18 @@ def convert_reference(
         out: folder of the run to make.
         kernel: as in `load_reference`.
         labels: names of the labels in the checkpoint's order. It does not hold them; by default 71
-            are all SCP codes sorted, as both public codes have them, others label_0, label_1, ..
+            are all SCP codes sorted, as SSSD-ECG has them, others label_0, label_1, ..
 
     Returns:
         The export's metadata, `model` (the constructor's arguments) among it.
 
     Raises:
-        UserError: as `load_reference`; a wrong number of names; OUT holds an export already.
+        UserError: as `load_reference`; a wrong number of names; OUT holds a run already.
     """
     path = out / "export" / "model.safetensors"
-    if path.exists():
-        raise UserError(f"{path} exists already; name another folder or remove it")
+    for taken in (path, out / "checkpoints"):
+        if taken.exists():
+            raise UserError(f"{taken} exists already; name another folder or remove it")
     model = load_reference(source, kernel)
     count = model.config["num_labels"]
     if labels is None:
@@ -162,14 +163,16 @@ def convert_reference(
         "scale_mv": 1.0,
         "samples_seen": 0,
     }
-    state = model.state_dict()
-    save_export(path, model.config, state, state, metadata)
     shared = {field.name for field in fields(ModelConfig)} & set(model.config)
     settings = ModelConfig(
         leads="twelve" if len(model.leads) == len(LEADS) else "eight",
         **{name: model.config[name] for name in shared},
     )
+    out.mkdir(parents=True, exist_ok=True)
     atomic_write_text(out / "config.yaml", dump(Config(model=settings)))
+    # Last, because its presence says that the run is whole.
+    state = model.state_dict()
+    save_export(path, model.config, state, state, metadata)
     return {"model": model.config, **metadata}
 
 

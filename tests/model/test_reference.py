@@ -15,7 +15,7 @@ import torch
 from sssd_hpc import config
 from sssd_hpc.ecg.leads import EIGHT, LEADS, SSSD_ECG_EIGHT, SSSD_ECG_TWELVE
 from sssd_hpc.errors import UserError
-from sssd_hpc.model import SSSDECG, convert_reference, load_export, load_reference
+from sssd_hpc.model import SSSDECG, convert_reference, load_export, load_reference, reference
 
 SIZES = {
     "num_leads": 8,
@@ -307,6 +307,29 @@ def test_convert_writes_an_export_that_loads(num_labels, tmp_path, public_state,
     assert torch.equal(loaded(x, t, labels), load_reference(source, "half")(x, t, labels))
     with pytest.raises(UserError, match="exists already"):
         convert_reference(source, tmp_path / "run")
+
+
+def test_convert_killed_midway_can_be_repeated_and_spares_a_run_in_training(
+    tmp_path, public_state, monkeypatch
+):
+    source = tmp_path / "100.npz"
+    np.savez(source, **{f"sd/{name}": v for name, v in public_state(build("nle"), "nle").items()})
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    for writer in ("atomic_write_text", "save_export"):
+        with monkeypatch.context() as patch:
+            patch.setattr(reference, writer, killed)
+            with pytest.raises(KeyboardInterrupt):
+                convert_reference(source, tmp_path / "run")
+    convert_reference(source, tmp_path / "run")
+    assert load_export(tmp_path / "run" / "export" / "model.safetensors")
+    assert config.load(tmp_path / "run" / "config.yaml")
+    (tmp_path / "training" / "checkpoints").mkdir(parents=True)
+    with pytest.raises(UserError, match="checkpoints exists already"):
+        convert_reference(source, tmp_path / "training")
+    assert not (tmp_path / "training" / "config.yaml").exists()
 
 
 def test_convert_takes_names_and_refuses_a_wrong_number(tmp_path, public_state):
