@@ -195,6 +195,30 @@ def score(
     return results
 
 
+def roc_auc_gap(
+    labels: Labels,
+    first: Scores,
+    second: Scores,
+    *,
+    num_bootstraps: int = NUM_BOOTSTRAPS,
+    seed: int = 0,
+) -> Metric:
+    """Return the ROC-AUC of `first` minus that of `second`, with its 95 % bootstrap interval.
+
+    Both score the same records, so every draw takes the same ones for both: what makes a record
+    hard for both cancels, and the interval is that of the difference itself.
+    """
+    reason = why_undefined(labels, first) or why_undefined(labels, second)
+    if reason:
+        return Metric(math.nan, reason=reason)
+    gaps = [
+        roc_auc(labels[draw], first[draw]) - roc_auc(labels[draw], second[draw])
+        for draw in _bootstrap(labels, num_bootstraps, seed)
+    ]
+    low, high = np.percentile(gaps, [2.5, 97.5])
+    return Metric(roc_auc(labels, first) - roc_auc(labels, second), float(low), float(high))
+
+
 def _bootstrap(labels: Labels, count: int, seed: int) -> list[NDArray[np.int64]]:
     """Draw `count` index sets with replacement, each holding both classes."""
     generator = np.random.default_rng(seed)

@@ -122,6 +122,7 @@ def evaluate(
         },
         "checks": [asdict(finding) for finding in findings],
         "protocols": results,
+        "trtr_minus_tstr": {"roc_auc": _gap(results["TRTR"], results["TSTR"], seed).to_json()},
         "versions": {
             "sssd_hpc": __version__,
             "python": platform.python_version(),
@@ -272,9 +273,21 @@ def _protocol(
         "test": {
             "ecg_id": test.store.ecg_id[test.rows].tolist() if len(scores) else [],
             "label": test.labels.tolist() if len(scores) else [],
-            "score": [round(float(value), 6) for value in scores],
+            "score": scores.tolist(),
         },
     }
+
+
+def _gap(trtr: dict[str, Any], tstr: dict[str, Any], seed: int) -> metrics.Metric:
+    """Return what training on synthetic records costs in ROC-AUC on the real test records."""
+    for row in (trtr, tstr):
+        if reason := row["metrics"]["roc_auc"]["reason"]:
+            return metrics.Metric(math.nan, reason=reason)
+    labels, first, second = (
+        np.array(values)
+        for values in (trtr["test"]["label"], trtr["test"]["score"], tstr["test"]["score"])
+    )
+    return metrics.roc_auc_gap(labels, first, second, seed=seed)
 
 
 def _describe(store: Store, splits: dict[str, Split]) -> dict[str, Any]:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import base64
 import io
-import json
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -75,12 +74,6 @@ def write(report: dict[str, Any], real: Store, synthetic: Store, out: Path) -> N
     atomic_write_text(out / "report.html", html(report, pictures))
 
 
-def load(path: Path) -> dict[str, Any]:
-    """Read a report.json."""
-    report: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return report
-
-
 def table(report: dict[str, Any]) -> str:
     """Return the result as a text table for a terminal of 80 columns."""
     rows = [["", "n (pos.)", *(COLUMNS[name] for name in TABLE_COLUMNS), "Sens", "Spec"]]
@@ -122,12 +115,20 @@ def summary(report: dict[str, Any]) -> list[str]:
         if cell["low"] <= 0.5 <= cell["high"]:
             text += ", which cannot be told from guessing"
         lines.append(text + ".")
-    if auc["TRTR"]["value"] is not None and auc["TSTR"]["value"] is not None:
-        gap = auc["TRTR"]["value"] - auc["TSTR"]["value"]
+    gap = report["trtr_minus_tstr"]["roc_auc"]
+    if gap["value"] is not None:
         verdict = (
-            f"costs {gap:.2f} of ROC-AUC" if gap > 0 else f"costs no ROC-AUC ({-gap:.2f} more)"
+            f"costs {gap['value']:.2f} of ROC-AUC"
+            if gap["value"] > 0
+            else f"costs no ROC-AUC ({-gap['value']:.2f} more)"
         )
-        lines.append(f"Replacing the real training records by synthetic ones {verdict}.")
+        text = (
+            f"Replacing the real training records by synthetic ones {verdict}; the 95 % interval "
+            f"of the cost is {gap['low']:.2f} to {gap['high']:.2f}"
+        )
+        if gap["low"] <= 0 <= gap["high"]:
+            text += ", which cannot be told from none"
+        lines.append(text + ".")
     return lines
 
 

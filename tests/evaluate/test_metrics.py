@@ -152,6 +152,18 @@ def test_every_bootstrap_draw_keeps_both_classes() -> None:
     assert metric.value == metric.low == metric.high == 1
 
 
+def test_a_gap_of_paired_scores_is_known_better_than_each_of_them() -> None:
+    labels, scores = _records(200)
+    worse = scores + np.random.default_rng(5).normal(0, 0.5, 200)
+    gap = metrics.roc_auc_gap(labels, scores, worse)
+    alone = [metrics.score(labels, each, 1.0)["roc_auc"] for each in (scores, worse)]
+    assert gap.value == pytest.approx(alone[0].value - alone[1].value)
+    assert 0 < gap.low < gap.value < gap.high
+    assert gap.high - gap.low < 0.8 * min(each.high - each.low for each in alone)
+    assert metrics.roc_auc_gap(labels, scores, scores) == metrics.Metric(0.0, 0.0, 0.0)
+    assert "same score" in metrics.roc_auc_gap(labels, scores, np.zeros(200)).reason
+
+
 def test_the_same_seed_gives_the_same_interval() -> None:
     one, again, other = (metrics.score(*_records(), 1.0, seed=seed) for seed in (3, 3, 4))
     assert one == again

@@ -12,8 +12,8 @@ from sssd_hpc.ecg.prepare import prepare
 from sssd_hpc.ecg.simulate import simulate
 from sssd_hpc.ecg.store import Store
 from sssd_hpc.errors import UserError
-from sssd_hpc.evaluate import protocols
-from sssd_hpc.evaluate.classify import Recipe
+from sssd_hpc.evaluate import metrics, protocols
+from sssd_hpc.evaluate.classify import Classifier, Recipe
 from sssd_hpc.evaluate.protocols import evaluate, open_store_or_root
 
 StoreMaker = Callable[..., Store]
@@ -55,6 +55,50 @@ def test_a_synthetic_set_with_swapped_labels_is_exposed(
     assert auc["TRTR"] > 0.95
     assert auc["TSTR"] < 0.05
     assert auc["TRTS"] < 0.05
+
+
+def test_scores_of_the_report_reproduce_its_numbers(
+    make_store: StoreMaker, tmp_path: Path, tiny: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, synthetic = make_store("real", num_records=80), make_store("synthetic", seed=1)
+    predict = Classifier.predict
+    # An unsure classifier's scores lie close together; rounded, they would be ties.
+    monkeypatch.setattr(Classifier, "predict", lambda self, x: 1e-7 * predict(self, x))
+    report = evaluate(real, synthetic, tmp_path / "out", recipe=tiny, epochs=1)
+    for row in report["protocols"].values():
+        labels, scores = np.array(row["test"]["label"]), np.array(row["test"]["score"])
+        values = {name: metric["value"] for name, metric in row["metrics"].items()}
+        for name, metric in metrics.METRICS.items():
+            assert values[name] == metric(labels, scores, row["threshold"]), name
+    auc, gap = _auc(report), report["trtr_minus_tstr"]["roc_auc"]
+    assert gap["value"] == pytest.approx(auc["TRTR"] - auc["TSTR"])
+
+
+def test_identical_sets_score_alike_and_every_copy_is_counted(
+    make_store: StoreMaker, tmp_path: Path, tiny: Recipe
+) -> None:
+    real = make_store("real", num_records=60)
+    with pytest.raises(UserError, match=r"60 synthetic record.* copy a real one"):
+        evaluate(real, real, tmp_path / "out", recipe=tiny)
+    report = evaluate(real, real, tmp_path / "out", recipe=tiny, epochs=2, allow_leakage=True)
+    rows = report["protocols"]
+    assert rows["TRTR"]["metrics"] == rows["TSTR"]["metrics"] == rows["TRTS"]["metrics"]
+    assert report["trtr_minus_tstr"]["roc_auc"]["value"] == 0
+
+
+def test_a_set_collapsed_to_its_mean_teaches_nothing(
+    make_store: StoreMaker, tmp_path: Path, tiny: Recipe
+) -> None:
+    real, synthetic = make_store("real"), make_store("synthetic", seed=1)
+    mean = np.broadcast_to(synthetic.signals.mean(0).round(), synthetic.signals.shape)
+    collapsed = dataclasses.replace(synthetic, signals=mean.astype(np.int16))
+    report = evaluate(real, collapsed, tmp_path / "out", recipe=tiny, allow_leakage=True)
+    rows = report["protocols"]
+    assert rows["TRTR"]["metrics"]["roc_auc"]["value"] > 0.95
+    assert rows["TRTS"]["metrics"]["roc_auc"]["value"] is None
+    assert "the same score" in rows["TRTS"]["metrics"]["roc_auc"]["reason"]
+    # Any threshold calls every collapsed record alike.
+    assert "the same score" in rows["TSTR"]["metrics"]["g_mean"]["reason"]
 
 
 def test_labels_that_say_nothing_score_near_one_half(
