@@ -3,8 +3,9 @@
     python -m bench.sampling_step
 
 Compared in one process: the copy that `for_sampling` makes, and the same network generating every
-S4 kernel in the step by the textbook formula in complex64, as the public codes do. The memory is
-the peak resident size of a process that loads an export and takes steps.
+S4 kernel in the step by the textbook formula in complex64, as the public codes do. Both sum the
+conjugate states; the public codes' fallback leaves them out and has half as many quotients to sum.
+The memory is the peak resident size of a process that loads an export and takes steps.
 """
 
 from __future__ import annotations
