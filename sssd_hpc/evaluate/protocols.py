@@ -144,10 +144,10 @@ def open_store_or_root(
     the same one is not. No band-pass is applied: records that imitate filtered ones are filtered.
 
     Raises:
-        UserError: `path` is neither, or cannot be prepared.
+        UserError: `path` is neither, a damaged store, or cannot be prepared.
     """
     if (path / "manifest.json").is_file():
-        return Store.open(path)
+        return Store.open(path, verify=True)
     if not (path / "ptbxl_database.csv").is_file():
         raise UserError(
             f"{path} is neither a store (no manifest.json) nor a WFDB root "

@@ -244,6 +244,16 @@ def test_a_root_is_prepared_like_the_real_store_and_only_once(tmp_path: Path) ->
     assert open_store_or_root(like.path, tmp_path / "out", like).path == like.path
 
 
+def test_a_store_with_a_flipped_bit_is_refused(tmp_path: Path) -> None:
+    simulate(tmp_path / "root", num_records=12, seed=0)
+    like = prepare(tmp_path / "root", tmp_path / "store")
+    signals = bytearray((like.path / "signals.npy").read_bytes())
+    signals[-1] ^= 1
+    (like.path / "signals.npy").write_bytes(signals)
+    with pytest.raises(UserError, match=r"signals\.npy is damaged"):
+        open_store_or_root(like.path, tmp_path / "out", like)
+
+
 def test_a_root_made_anew_under_the_same_name_is_prepared_anew(tmp_path: Path) -> None:
     opened = []
     for seed in (0, 1):
