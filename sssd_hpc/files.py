@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import fcntl
 import hashlib
 import json
+import logging
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -20,6 +23,9 @@ from sssd_hpc.errors import UserError
 
 TEMP_PREFIX = ".tmp-"
 MAX_CSV_FIELD = 1 << 20
+_TEMP_NAME = re.compile(r"\.tmp-.+-\d+-[0-9a-f]+")
+
+_log = logging.getLogger(__name__)
 
 
 def sha256_bytes(data: bytes) -> str:
@@ -46,8 +52,43 @@ def fsync_path(path: Path) -> None:
 
 
 def temp_name(path: Path) -> Path:
-    """Return an unused temporary name beside `path`, recognisable by `TEMP_PREFIX`."""
+    """Return an unused temporary name beside `path`, recognised by `is_temporary`."""
     return path.with_name(f"{TEMP_PREFIX}{path.name}-{os.getpid()}-{uuid.uuid4().hex[:8]}")
+
+
+def is_temporary(path: Path) -> bool:
+    """Tell whether `temp_name` made this name; other people's `.tmp-*` are none of ours."""
+    return _TEMP_NAME.fullmatch(path.name) is not None
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Let an OSError of the block name `path`: a full disk's write error names no file itself."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise
+
+
+@contextlib.contextmanager
+def locked(path: Path, busy: str) -> Iterator[None]:
+    """Hold the lock of the file `path` inside the block; it dies with the process.
+
+    Raises:
+        UserError: another process holds it; the message is `busy`.
+    """
+    # NFS locks a file for one process alone only if it is open for writing.
+    with open(path, "r+b" if os.access(path, os.W_OK) else "rb") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(busy) from None
+        except OSError as error:
+            # Some cluster file systems are mounted without locks.
+            _log.warning("no lock on %s: %s", path, error.strerror)
+        yield
 
 
 def atomic_write_bytes(path: Path, data: bytes, *, durable: bool = True) -> None:
@@ -58,7 +99,7 @@ def atomic_write_bytes(path: Path, data: bytes, *, durable: bool = True) -> None
     """
     temp = temp_name(path)
     try:
-        with open(temp, "wb") as stream:
+        with naming(path), open(temp, "wb") as stream:
             stream.write(data)
             if durable:
                 stream.flush()
@@ -115,7 +156,7 @@ def atomic_directory(path: Path) -> Iterator[Path]:
 
 def remove_temporaries(folder: Path) -> None:
     """Remove what a killed writer left in `folder` (not below it)."""
-    for entry in folder.glob(f"{TEMP_PREFIX}*"):
+    for entry in filter(is_temporary, folder.glob(f"{TEMP_PREFIX}*")):
         if entry.is_dir() and not entry.is_symlink():
             shutil.rmtree(entry)
         else:

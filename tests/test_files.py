@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+import errno
 import hashlib
 import json
 import os
+import resource
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -14,16 +16,17 @@ from hypothesis import strategies as st
 from sssd_hpc import files
 from sssd_hpc.errors import UserError
 from sssd_hpc.files import (
-    TEMP_PREFIX,
     atomic_directory,
     atomic_write_bytes,
     csv_text,
     inside,
+    locked,
     read_csv,
     read_json,
     remove_temporaries,
     sha256_bytes,
     sha256_file,
+    temp_name,
     write_csv,
     write_json,
 )
@@ -104,12 +107,50 @@ def test_a_directory_does_not_replace_one_with_content(tmp_path):
 
 def test_only_temporaries_are_removed(tmp_path):
     (tmp_path / "keep").write_text("x")
-    (tmp_path / f"{TEMP_PREFIX}f").write_text("x")
-    (tmp_path / f"{TEMP_PREFIX}d").mkdir()
-    (tmp_path / f"{TEMP_PREFIX}d" / "f").write_text("x")
-    (tmp_path / f"{TEMP_PREFIX}link").symlink_to(tmp_path / "keep")
+    (tmp_path / ".tmp-cache").mkdir()
+    (tmp_path / ".tmp-of-another-program-7").write_text("x")
+    temp_name(tmp_path / "f").write_text("x")
+    folder = temp_name(tmp_path / "d")
+    folder.mkdir()
+    (folder / "f").write_text("x")
+    temp_name(tmp_path / "link").symlink_to(tmp_path / "keep")
     remove_temporaries(tmp_path)
-    assert names(tmp_path) == ["keep"]
+    assert names(tmp_path) == [".tmp-cache", ".tmp-of-another-program-7", "keep"]
+
+
+def test_a_full_disk_is_told_with_the_files_name(tmp_path):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, hard))
+    try:
+        with pytest.raises(OSError, match=r"File too large: '.*/a'"):
+            atomic_write_bytes(tmp_path / "a", b"x" * 100)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert names(tmp_path) == []
+
+
+def test_a_lock_is_held_once_and_ends_with_its_block(tmp_path):
+    (tmp_path / "a").write_text("x")
+    with (
+        locked(tmp_path / "a", "busy"),
+        pytest.raises(UserError, match="busy"),
+        locked(tmp_path / "a", "busy"),
+    ):
+        pass
+    with locked(tmp_path / "a", "busy"):
+        pass
+    assert (tmp_path / "a").read_text() == "x"
+
+
+def test_a_file_system_without_locks_is_told_and_used(tmp_path, monkeypatch, caplog):
+    def refuse(*args):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    (tmp_path / "a").write_text("x")
+    monkeypatch.setattr(files.fcntl, "flock", refuse)
+    with locked(tmp_path / "a", "busy"):
+        pass
+    assert "no lock on" in caplog.text
 
 
 def test_hashes_are_sha256(tmp_path):

@@ -17,7 +17,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from sssd_hpc.files import sha256_bytes
+from sssd_hpc.files import naming, sha256_bytes
 
 CHUNK = 256
 """Records between two flushes: what a kill can cost."""
@@ -72,11 +72,13 @@ class Journal:
 
     def flush(self) -> None:
         """Bring everything to the disk: samples first, then the lines that vouch for them."""
-        self._signals.write(b"".join(self._unflushed))
-        _sync(self._signals)
+        with naming(Path(self._signals.name)):
+            self._signals.write(b"".join(self._unflushed))
+            _sync(self._signals)
         lines = (json.dumps(asdict(outcome)) for outcome in self.outcomes[self._num_flushed :])
-        self._lines.write("".join(f"{line}\n" for line in lines).encode())
-        _sync(self._lines)
+        with naming(Path(self._lines.name)):
+            self._lines.write("".join(f"{line}\n" for line in lines).encode())
+            _sync(self._lines)
         self._num_flushed = len(self.outcomes)
         self._unflushed.clear()
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from sssd_hpc.ecg import ptbxl, wfdb_io
 from sssd_hpc.ecg.leads import LEADS
 from sssd_hpc.errors import UserError
-from sssd_hpc.files import temp_name
+from sssd_hpc.files import naming, temp_name
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -244,7 +244,8 @@ def _save(figure: Figure, out: Path, dots_per_inch: int) -> None:
     temp = temp_name(out)
     try:
         # Text stays text in SVG, so that lead names can be searched and read aloud.
-        with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "ecg"}):
+        style = mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "ecg"})
+        with naming(out), style:
             figure.savefig(temp, format=kind, dpi=dots_per_inch, metadata=metadata[kind])
         temp.replace(out)
     finally:

@@ -12,15 +12,13 @@ naming the filter, both public codes train on the signals as published, and so d
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import io
 import json
 import logging
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,9 +34,10 @@ from sssd_hpc.ecg.store import Store
 from sssd_hpc.ecg.wfdb_io import MAX_ADC, RecordError, read_record
 from sssd_hpc.errors import UserError
 from sssd_hpc.files import (
-    TEMP_PREFIX,
     atomic_write_bytes,
     fsync_path,
+    is_temporary,
+    locked,
     read_json,
     sha256_bytes,
     sha256_file,
@@ -49,7 +48,6 @@ from sssd_hpc.progress import Progress
 
 RATES_HZ = (100, 500)
 RECORD_S = 10
-PARTIAL = "partial"
 COMMAND = "command.json"
 JOURNAL = "journal.jsonl"
 
@@ -87,14 +85,15 @@ def prepare(
         "table_sha256": _source_hash(source, ptbxl.FILE),
         "statements_sha256": _source_hash(source, statements.FILE),
     }
-    partial = out / PARTIAL
+    partial = out / store.PARTIAL
     if (out / store.MANIFEST).is_file():
         return _finished(out, command, allow_leakage)
     table = ptbxl.read_table(source, allow_leakage=allow_leakage)
     codes = statements.load_statements(source)
     names = statements.label_names(labels, codes)
     _claim(out, command)
-    with _locked(partial / COMMAND):
+    busy = f"another process is preparing {out}; wait for it or stop it"
+    with locked(partial / COMMAND, busy):
         if not (partial / store.MANIFEST).is_file():
             job = _Job(source, partial, command, table, codes, names)
             outcomes = _read_all(job)
@@ -176,8 +175,8 @@ def _differences(found: object, command: dict[str, Any]) -> str:
 
 
 def _finished(out: Path, command: dict[str, Any], allow_leakage: bool) -> Store:
-    """Return the store that is already there if this command made it."""
-    finished = Store.open(out)
+    """Return the store that is already there if this command made it and every hash is right."""
+    finished = Store.open(out, verify=True)
     differences = _differences(finished.manifest.get("command"), command)
     if differences:
         raise UserError(
@@ -185,13 +184,13 @@ def _finished(out: Path, command: dict[str, Any], allow_leakage: bool) -> Store:
         )
     if finished.manifest.get("leakage") and not allow_leakage:
         raise UserError(f"{out} was prepared with leakage allowed; allow it again or prepare anew")
-    shutil.rmtree(out / PARTIAL, ignore_errors=True)
+    shutil.rmtree(out / store.PARTIAL, ignore_errors=True)
     return finished
 
 
 def _claim(out: Path, command: dict[str, Any]) -> None:
     """Make `out/partial` this command's, or refuse a folder that is something else's."""
-    partial = out / PARTIAL
+    partial = out / store.PARTIAL
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file; name a folder that does not exist or is empty")
     if (partial / COMMAND).is_file():
@@ -202,32 +201,12 @@ def _claim(out: Path, command: dict[str, Any]) -> None:
                 f"arguments to continue it, or remove it or name another folder"
             )
         return
-    foreign = [] if not out.exists() else sorted(entry.name for entry in out.iterdir())
-    foreign = [name for name in foreign if name != PARTIAL and not name.startswith(TEMP_PREFIX)]
-    if foreign or any(not _is_temporary(entry) for entry in partial.glob("*")):
+    held = out.iterdir() if out.exists() else ()
+    foreign = [entry for entry in held if entry != partial and not is_temporary(entry)]
+    if foreign or not all(map(is_temporary, partial.glob("*"))):
         raise UserError(f"{out} is not empty and no store; name a folder that is new or empty")
     partial.mkdir(parents=True, exist_ok=True)
     write_json(partial / COMMAND, command)
-
-
-def _is_temporary(path: Path) -> bool:
-    return path.name.startswith(TEMP_PREFIX)
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold a lock that dies with the process: two writers would spoil the journal."""
-    with open(path, "rb") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(
-                f"another process is preparing {path.parent.parent}; wait for it or stop it"
-            ) from None
-        except OSError as error:
-            # Some cluster file systems are mounted without locks.
-            _log.warning("no lock on %s (%s)", path, error.strerror)
-        yield
 
 
 def _read_all(job: _Job) -> list[Outcome]:
@@ -413,7 +392,7 @@ def _leakage(
 
 def _publish(out: Path) -> None:
     """Move the finished files to their places, the manifest last; safe to repeat."""
-    partial = out / PARTIAL
+    partial = out / store.PARTIAL
     for name in (*store.FILES, store.MANIFEST):
         if (partial / name).exists():
             os.replace(partial / name, out / name)

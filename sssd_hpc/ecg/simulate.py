@@ -20,7 +20,7 @@ from sssd_hpc.ecg.dipole import Array, Conduction, Waves
 from sssd_hpc.ecg.ptbxl import PtbxlRow, finish_root
 from sssd_hpc.ecg.wfdb_io import GAIN_PER_MV, is_whole, write_record
 from sssd_hpc.errors import UserError
-from sssd_hpc.files import read_json, remove_temporaries, write_json
+from sssd_hpc.files import is_temporary, locked, read_json, remove_temporaries, write_json
 from sssd_hpc.progress import Progress
 
 RATE_HZ = 500
@@ -29,6 +29,8 @@ DECIMATION = 5
 # Samples kept beside the record at 500 Hz: what the anti-alias filter reaches.
 MARGIN = 100
 MAX_RECORDS = 99_999
+NOTE = "simulate.json"
+"""What a root holds or will hold: seed, version and number of records."""
 VERSION = 1
 """Raised when the same seed would give other signals."""
 
@@ -326,6 +328,14 @@ def simulate(out: Path, *, num_records: int, seed: int) -> None:
     if not 0 <= seed < 1 << 63:
         raise UserError(f"simulate --seed is {seed}; 0 to 2^63 - 1 are allowed")
     _claim(out, num_records, seed)
+    busy = f"another process is simulating into {out}; wait for it or stop it"
+    with locked(out / NOTE, busy):
+        _complete(out, num_records, seed)
+
+
+def _complete(out: Path, num_records: int, seed: int) -> None:
+    """Write what the claimed root lacks."""
+    remove_temporaries(out)
     places = [place(seed, index) for index in range(num_records)]
     rows = [_row(where) for where in places]
     for folder in {
@@ -369,11 +379,12 @@ def _row(where: Place) -> PtbxlRow:
 
 def _claim(out: Path, num_records: int, seed: int) -> None:
     """Note in the root what it holds, or refuse a root that holds something else."""
-    note = out / "simulate.json"
+    note = out / NOTE
+    wanted = {"seed": seed, "version": VERSION, "records": num_records}
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file; --out must name a new or an earlier simulated folder")
-    if note.exists():
-        held = read_json(note)
+    held = read_json(note) if note.exists() else None
+    if held is not None:
         known = isinstance(held, dict) and isinstance(held.get("records"), int)
         if not known or (held.get("seed"), held.get("version")) != (seed, VERSION):
             raise UserError(
@@ -385,7 +396,8 @@ def _claim(out: Path, num_records: int, seed: int) -> None:
                 f"{out} holds {held['records']} records already, --records is {num_records}: "
                 f"ask for at least as many or choose another --out"
             )
-    elif out.is_dir() and any(out.iterdir()):
+    elif out.is_dir() and not all(map(is_temporary, out.iterdir())):
         raise UserError(f"{out} is not empty and no simulated set: choose a new folder for --out")
     out.mkdir(parents=True, exist_ok=True)
-    write_json(note, {"seed": seed, "version": VERSION, "records": num_records})
+    if held != wanted:
+        write_json(note, wanted)

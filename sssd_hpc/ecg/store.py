@@ -20,6 +20,8 @@ from sssd_hpc.files import read_csv, read_json, sha256_bytes, sha256_file
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
+PARTIAL = "partial"
+"""Folder of work in progress, in a store that is not finished."""
 SIGNALS = "signals.npy"
 LABELS = "labels.npy"
 RECORDS = "records.csv"
@@ -27,6 +29,7 @@ REJECTED = "rejected.csv"
 FILES = (SIGNALS, LABELS, RECORDS, REJECTED)
 RECORD_COLUMNS = ("ecg_id", "patient_id", "strat_fold", "file", "scp_codes", "flags")
 GAIN_PER_MV = 1000
+MEND = "remove the store and prepare again"
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,7 +91,7 @@ class Store:
         signals = _load(path / SIGNALS, (num_records, len(LEADS), length), np.dtype("<i2"))
         labels = np.array(_load(path / LABELS, (num_records, num_labels), np.dtype("u1")))
         if labels.max(initial=0) > 1:
-            raise UserError(f"{path / LABELS} is damaged: labels are 0 or 1; prepare it again")
+            raise UserError(f"{path / LABELS} is damaged: labels are 0 or 1; {MEND}")
         rows = read_csv(path / RECORDS, RECORD_COLUMNS)
         try:
             store = cls(
@@ -103,12 +106,12 @@ class Store:
                 flags=tuple(tuple(row["flags"].split()) for row in rows),
             )
         except (ValueError, TypeError, AttributeError, RecursionError) as error:
-            raise UserError(f"{path / RECORDS} is damaged; prepare it again") from error
+            raise UserError(f"{path / RECORDS} is damaged; {MEND}") from error
         folds = {str(fold): int((store.strat_fold == fold).sum()) for fold in range(1, 11)}
         if len(rows) != num_records or folds != manifest["records_per_fold"]:
             raise UserError(
                 f"{path / RECORDS} has {len(rows)} records in folds {folds}, {MANIFEST} says "
-                f"{num_records} in {manifest['records_per_fold']}; prepare it again"
+                f"{num_records} in {manifest['records_per_fold']}; {MEND}"
             )
         return store
 
@@ -140,7 +143,9 @@ def _codes(text: str) -> dict[str, float]:
 def _read_manifest(path: Path) -> dict[str, Any]:
     """Read and check a store's manifest."""
     if not (path / MANIFEST).is_file():
-        what = "an unfinished store: run the same prepare again" if path.is_dir() else "absent"
+        what = "give the folder that prepare wrote" if path.is_dir() else "absent"
+        if (path / PARTIAL).is_dir():
+            what = "an unfinished store: run the same prepare again"
         raise UserError(f"no store at {path}: it has no {MANIFEST} ({what})")
     manifest = read_json(path / MANIFEST)
     if not isinstance(manifest, dict) or "format_version" not in manifest:
@@ -148,7 +153,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     if manifest["format_version"] != FORMAT_VERSION:
         raise UserError(
             f"{path} is a store of format version {manifest['format_version']!r}, "
-            f"this program reads version {FORMAT_VERSION}; prepare it again"
+            f"this program reads version {FORMAT_VERSION}; {MEND}"
         )
     counts = [manifest.get(name) for name in ("rate_hz", "num_records", "length")]
     names = manifest.get("label_names")
@@ -170,16 +175,14 @@ def _read_manifest(path: Path) -> dict[str, Any]:
 def _check_file(path: Path, entry: object, *, verify: bool) -> None:
     """Compare a file with its manifest entry: size always, SHA-256 if asked."""
     if not isinstance(entry, dict):
-        raise UserError(f"{path.parent / MANIFEST} does not list {path.name}; prepare it again")
+        raise UserError(f"{path.parent / MANIFEST} does not list {path.name}; {MEND}")
     if not path.is_file():
-        raise UserError(f"{path} is missing; prepare the store again")
+        raise UserError(f"{path} is missing; {MEND}")
     size = path.stat().st_size
     if size != entry.get("bytes"):
-        raise UserError(
-            f"{path} has {size} bytes, {MANIFEST} says {entry.get('bytes')}; prepare it again"
-        )
+        raise UserError(f"{path} has {size} bytes, {MANIFEST} says {entry.get('bytes')}; {MEND}")
     if verify and sha256_file(path) != entry.get("sha256"):
-        raise UserError(f"{path} is damaged: its SHA-256 differs; prepare the store again")
+        raise UserError(f"{path} is damaged: its SHA-256 differs; {MEND}")
 
 
 def _load(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:

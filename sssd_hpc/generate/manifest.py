@@ -7,16 +7,15 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import hashlib
-import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from sssd_hpc import files
 from sssd_hpc.ecg import ptbxl, statements
 from sssd_hpc.ecg.store import Store
 from sssd_hpc.errors import UserError
@@ -30,8 +29,6 @@ TABLES = ("README.md", "RECORDS", ptbxl.FILE, statements.FILE)
 # numeric, because code written for PTB-XL converts the column; nobody's, so that a synthetic set
 # beside the real one adds no record to a real patient, and folds stay disjoint.
 FIRST_PATIENT = 1_000_000_000
-
-_log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -163,24 +160,14 @@ def claim(out: Path, request: Request) -> None:
     write_json(path, wanted)
 
 
-@contextlib.contextmanager
-def locked(out: Path) -> Iterator[None]:
+def locked(out: Path) -> contextlib.AbstractContextManager[None]:
     """Keep other processes off a claimed root; the lock dies with the process.
 
     Raises:
         UserError: another process holds it.
     """
-    with open(out / REQUEST_FILE, "rb") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(
-                f"another process is sampling into {out}; wait for it or stop it"
-            ) from None
-        except OSError as error:
-            # Some cluster file systems are mounted without locks.
-            _log.warning("no lock on %s: %s", out, error.strerror)
-        yield
+    busy = f"another process is sampling into {out}; wait for it or stop it"
+    return files.locked(out / REQUEST_FILE, busy)
 
 
 def damaged(out: Path, manifest: Manifest) -> set[str] | None:

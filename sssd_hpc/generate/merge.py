@@ -16,7 +16,7 @@ from sssd_hpc import __version__
 from sssd_hpc.ecg.ptbxl import PtbxlRow, finish_root
 from sssd_hpc.ecg.statements import STATEMENTS, Statement, aggregate
 from sssd_hpc.errors import UserError
-from sssd_hpc.files import TEMP_PREFIX, remove_temporaries
+from sssd_hpc.files import is_temporary, remove_temporaries
 from sssd_hpc.generate.manifest import Manifest, Request
 from sssd_hpc.generate.shard import has_record
 
@@ -63,7 +63,7 @@ def prove(out: Path, manifest: Manifest, request: Request) -> None:
         for path in [folder, *folder.rglob("*")]:
             if path.is_dir():
                 remove_temporaries(path)
-            elif not path.name.startswith(TEMP_PREFIX):
+            elif not is_temporary(path):
                 present.add(path.relative_to(out).as_posix())
     foreign = sorted(present - manifest.files())
     if foreign:

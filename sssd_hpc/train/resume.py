@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -14,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from sssd_hpc import config as configs
 from sssd_hpc import files
 from sssd_hpc.config import Config
-from sssd_hpc.ecg.store import Store
+from sssd_hpc.ecg.store import MANIFEST, Store
 from sssd_hpc.errors import UserError
 from sssd_hpc.model.export import METADATA_KEY
 from sssd_hpc.train.checkpoint import Checkpoint
@@ -37,16 +36,11 @@ def sole_owner(run: Path) -> Iterator[None]:
     """
     try:
         run.mkdir(parents=True, exist_ok=True)
-        lock = open(run / ".lock", "w")  # noqa: SIM115 - closed below
+        (run / ".lock").touch()
     except OSError as error:
         raise UserError(f"--run {run} cannot be used: {error}") from error
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(
-                f"another process is training in {run}; stop it or give another --run"
-            ) from error
+    busy = f"another process is training in {run}; stop it or give another --run"
+    with files.locked(run / ".lock", busy):
         yield
 
 
@@ -62,6 +56,11 @@ def check(config: Config, store: Store, run: Path, found: Checkpoint | None) -> 
             raise UserError(
                 f"{run} holds exported weights but no checkpoint to go on from; give another --run"
             )
+        if (run / MANIFEST).exists():
+            raise UserError(f"{run} holds a store; give --run a folder of its own")
+        if (run / "config.yaml").exists():
+            # Begun and stopped before its first checkpoint; any other file of that name stays.
+            _begun_with(run)
         return
     before, now = _flat(_begun_with(run)), _flat(configs.as_dict(config))
     differing = [

@@ -485,6 +485,15 @@ def test_a_finished_store_returns_at_once(tmp_path, undisturbed, monkeypatch):
     assert contents(tmp_path / "undisturbed") == undisturbed
 
 
+def test_a_finished_store_with_a_flipped_bit_is_not_taken_for_done(tmp_path, undisturbed):
+    labels = tmp_path / "undisturbed" / "labels.npy"
+    data = bytearray(labels.read_bytes())
+    data[-1] ^= 1
+    labels.write_bytes(data)
+    with pytest.raises(UserError, match=r"labels\.npy is damaged.*remove the store and prepare"):
+        prepare(tmp_path / "root", tmp_path / "undisturbed")
+
+
 def test_a_folder_with_other_things_is_not_touched(tmp_path, make_root):
     root = make_root(tmp_path / "root")
     (tmp_path / "store").mkdir()

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from sssd_hpc import files
 from sssd_hpc.ecg import dipole, ptbxl, simulate, statements, wfdb_io
 from sssd_hpc.ecg.leads import LEADS
 from sssd_hpc.ecg.prepare import prepare
@@ -487,8 +488,24 @@ def test_an_interrupted_run_continues_to_the_same_bytes(
         data = folder / "00001_lr.dat"
         data.write_bytes(data.read_bytes()[:-7])
     (folder / ".tmp-00009_lr.dat-1-abc").write_bytes(b"half")
+    (tmp_path / "part" / ".tmp-RECORDS-1-abc").write_bytes(b"half")
     simulate.simulate(tmp_path / "part", num_records=5, seed=3)
     assert tree(tmp_path / "part") == tree(tmp_path / "whole")
+
+
+def test_a_run_killed_at_its_first_write_continues(tmp_path: Path) -> None:
+    (tmp_path / f".tmp-{simulate.NOTE}-1-abc").write_text('{"seed"')
+    simulate.simulate(tmp_path, num_records=2, seed=0)
+    assert not list(tmp_path.glob(".tmp-*"))
+
+
+def test_two_processes_do_not_simulate_into_one_root(tmp_path: Path) -> None:
+    simulate.simulate(tmp_path, num_records=2, seed=0)
+    with (
+        files.locked(tmp_path / simulate.NOTE, "held"),
+        pytest.raises(UserError, match="another process is simulating"),
+    ):
+        simulate.simulate(tmp_path, num_records=2, seed=0)
 
 
 def test_whole_records_are_kept_by_the_next_run(

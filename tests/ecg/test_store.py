@@ -87,6 +87,9 @@ def test_hashes_tell_copies(finished):
 def test_no_store_is_an_error(tmp_path):
     with pytest.raises(UserError, match="absent"):
         Store.open(tmp_path / "absent")
+    with pytest.raises(UserError, match="give the folder that prepare wrote"):
+        Store.open(tmp_path)
+    (tmp_path / "partial").mkdir()
     with pytest.raises(UserError, match="run the same prepare again"):
         Store.open(tmp_path)
 

@@ -320,6 +320,18 @@ def test_exported_weights_without_checkpoints_are_not_overwritten(
         train(small.config(), small.store(), tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("name", "message"), [("config.yaml", "config.yaml"), ("manifest.json", "holds a store")]
+)
+def test_a_folder_of_something_else_is_not_trained_in(
+    tmp_path: Path, small: SimpleNamespace, name: str, message: str
+) -> None:
+    (tmp_path / name).write_text("mine: 1\n")
+    with pytest.raises(UserError, match=message):
+        train(small.config(), small.store(), tmp_path)
+    assert (tmp_path / name).read_text() == "mine: 1\n"
+
+
 def test_every_row_of_the_label_embedding_learns(tmp_path: Path, small: SimpleNamespace) -> None:
     config, store = small.config(label_dropout=0.4), small.store()
     train(config, store, tmp_path)
