@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import errno
 import json
 import logging
 import signal
@@ -23,6 +24,8 @@ from sssd_hpc import __version__, config
 from sssd_hpc.errors import Interrupted, UserError
 
 EXIT_FAILED, EXIT_USER, EXIT_RESUMABLE = 1, 2, 75
+# A path that the user should not have named, unlike a full or failing disk.
+BAD_PATH = (errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG)
 
 
 def doctor(*, json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False) -> None:
@@ -121,7 +124,7 @@ def train(
     from sssd_hpc.ecg.store import Store
     from sssd_hpc.train import loop
 
-    store = Store.open(data)
+    store = Store.open(data, verify=not dry_run)
     if dry_run:
         print(loop.describe(config, store))
         return
@@ -162,7 +165,7 @@ def sample(
     chosen = config.parse_folds(folds)
     made = generate.sample(
         run,
-        Store.open(like),
+        Store.open(like, verify=True),
         out,
         folds=chosen,
         sampler=sampler,
@@ -200,7 +203,7 @@ def evaluate(
     from sssd_hpc.ecg.store import Store
     from sssd_hpc.evaluate import protocols, report
 
-    real_store = Store.open(real)
+    real_store = Store.open(real, verify=True)
     synthetic_store = protocols.open_store_or_root(
         synthetic, out, real_store, allow_leakage=allow_leakage
     )
@@ -272,13 +275,18 @@ def main(args: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return EXIT_USER
-    except (Interrupted, KeyboardInterrupt) as stop:
+    except Interrupted as stop:
+        print(f"stopped early: {stop}", file=sys.stderr)
+        return EXIT_RESUMABLE
+    except KeyboardInterrupt as stop:
         reason = str(stop) or "interrupted"
-        print(f"stopped early: {reason}; the same command goes on from here", file=sys.stderr)
+        print(f"stopped early: {reason}; the same command goes on", file=sys.stderr)
         return EXIT_RESUMABLE
     except OSError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return EXIT_FAILED
+        bad_path = error.errno in BAD_PATH
+        hint = "; name another path" if bad_path else ""
+        print(f"error: {' '.join(str(error).split())}{hint}", file=sys.stderr)
+        return EXIT_USER if bad_path else EXIT_FAILED
     return 0
 
 

@@ -321,4 +321,4 @@ def _one_line(box: str) -> str:
     for paragraph in filled[1:]:
         if paragraph[0].startswith("Perhaps you meant") and len(paragraph) > 1:
             message += f"; perhaps you meant {paragraph[1].split()[0]}"
-    return message
+    return re.sub(r"\[/?bold\]", "", message)

@@ -31,7 +31,9 @@ def examine(folder: Path) -> list[Finding]:
     findings = [_python()]
     findings += [_library(name) for name in ("torch", "numpy", "scipy", "wfdb", "sklearn")]
     findings += [_library(name) for name in ("matplotlib", "safetensors", "tyro", "rich", "yaml")]
-    findings += [_deepspeed(), _gpu(), *_ops(), _compiler(), _slurm(), _disk(folder)]
+    gpu = _gpu()
+    findings += [_deepspeed(), gpu, *_ops(), _compiler(has_gpu=gpu.usable), _slurm()]
+    findings += [_disk(folder)]
     return findings
 
 
@@ -92,24 +94,24 @@ def _gpu() -> Finding:
 
 
 def _ops() -> list[Finding]:
-    from sssd_hpc.ops import backends
-
+    try:
+        from sssd_hpc.ops import backends
+    except ImportError as error:
+        return [Finding("ops", False, str(error), True)]
     return [
         Finding(f"op {op} [{backend}]", usable, reason or "one row ran", backend == "torch")
         for op, backend, usable, reason in backends.report()
     ]
 
 
-def _compiler() -> Finding:
+def _compiler(*, has_gpu: bool) -> Finding:
     def probe() -> str:
         missing = [tool for tool in ("g++", "ninja") if not shutil.which(tool, path=_search_path())]
         if missing:
             raise RuntimeError(f"{' and '.join(missing)} not found; DeepSpeed on a CPU needs both")
         return "g++ and ninja, for DeepSpeed's CPU communication"
 
-    import torch
-
-    return _try("compiler", probe, needed=not torch.cuda.is_available())
+    return _try("compiler", probe, needed=not has_gpu)
 
 
 def _search_path() -> str:

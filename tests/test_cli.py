@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 import os
 import subprocess
 import sys
@@ -9,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from sssd_hpc import cli
+from sssd_hpc import cli, config
 from sssd_hpc.errors import Interrupted, UserError
 
 
@@ -38,13 +40,21 @@ def test_help_shows_an_example_and_every_default(
     assert cli.main([name, "--help"]) == 0
     out = capsys.readouterr().out
     assert f"Example: sssd-hpc {name}" in out
-    assert "(required)" in out or "default" in out
+    parameters = len(inspect.signature(cli.COMMANDS[name]).parameters)
+    if name == "train":
+        trees = (config.ModelConfig, config.DiffusionConfig, config.TrainConfig)
+        parameters += sum(len(dataclasses.fields(tree)) for tree in trees) - 1
+    assert out.count("(default:") + out.count("(required)") == parameters
 
 
 MISTAKES = {
     "unknown command": (["trian"], "perhaps you meant train"),
     "unknown flag": (["prepare", "--sauce", "x", "--source", "a", "--out", "b"], "--sauce"),
     "missing flag": (["prepare", "--source", "a"], "--out"),
+    "one edge of a band": (
+        ["prepare", "--source", "a", "--out", "b", "--band-pass", "1"],
+        "`FLOAT FLOAT`",
+    ),
     "not a choice": (["prepare", "--source", "a", "--out", "b", "--rate", "250"], "100"),
     "unknown preset": (["train", "--preset", "huge", "--data", "a", "--run", "b"], "presets are"),
     "preset without a name": (["train", "--data", "a", "--run", "b", "--preset"], "presets are"),
@@ -78,8 +88,9 @@ def test_a_users_mistake_is_one_line_and_exit_code_2(
     ("raised", "code", "said"),
     [
         (UserError("two\nlines"), 2, "error: two lines\n"),
-        (Interrupted("signal SIGUSR1"), 75, "stopped early: signal SIGUSR1"),
-        (KeyboardInterrupt(), 75, "the same command goes on from here"),
+        (Interrupted("signal SIGUSR1"), 75, "stopped early: signal SIGUSR1\n"),
+        (KeyboardInterrupt(), 75, "stopped early: interrupted; the same command goes on\n"),
+        (OSError(30, "Read-only file system", "out/x"), 2, "'out/x'; name another path\n"),
         (OSError(28, "No space left on device", "run/x"), 1, "No space left on device: 'run/x'"),
     ],
 )
@@ -98,6 +109,27 @@ def test_exit_codes(
     err = capsys.readouterr().err
     assert said in err
     assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", ["train", "sample", "evaluate"])
+def test_a_flipped_bit_in_a_store_stops_what_reads_it(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root, store = str(tmp_path / "root"), tmp_path / "store"
+    assert cli.main(["simulate", "--out", root, "--records", "10"]) == 0
+    assert cli.main(["prepare", "--source", root, "--out", str(store)]) == 0
+    data = bytearray((store / "signals.npy").read_bytes())
+    data[-1] ^= 1
+    (store / "signals.npy").write_bytes(data)
+    out = str(tmp_path / "out")
+    flags = {
+        "train": ["--preset", "tiny", "--data", str(store), "--run", out],
+        "sample": ["--run", out, "--like", str(store), "--out", out],
+        "evaluate": ["--real", str(store), "--synthetic", root, "--out", out],
+    }
+    assert cli.main([command, *flags[command]]) == 2
+    assert "signals.npy is damaged: its SHA-256 differs" in capsys.readouterr().err
+    assert not Path(out).exists()
 
 
 def test_another_error_keeps_its_traceback() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,19 @@ def test_a_missing_library_is_named_and_stops_the_main_job(
         cli.main(["doctor"])
     assert stop.value.code == 1
     assert "NO  wfdb" in capsys.readouterr().out
+
+
+def test_a_broken_torch_is_a_finding(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    # None makes an import fail, as a torch without its libraries does.
+    monkeypatch.setitem(sys.modules, "torch", None)
+    for name in [name for name in sys.modules if name.startswith("sssd_hpc.ops")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(doctor, "_deepspeed", lambda: doctor.Finding("deepspeed", True, "", True))
+    findings = {finding.name: finding for finding in doctor.examine(tmp_path)}
+    for name in ("torch", "gpu", "ops"):
+        assert not findings[name].usable
+        assert "torch" in findings[name].detail
+    assert not doctor.can_run([findings["ops"]])
 
 
 def test_a_full_disk_is_a_finding(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
