@@ -104,7 +104,7 @@ def plot_file(record: Path, out: Path) -> None:
     """
     _check_out(out)
     stem = record.with_suffix("") if record.suffix in (".hea", ".dat") else record
-    header = stem.with_name(stem.name + ".hea")
+    header = stem.parent / f"{stem.name}.hea"
     if not header.is_file():
         raise UserError(f"there is no record {record}: {header} is missing; name an existing one")
     try:

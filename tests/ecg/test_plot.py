@@ -254,6 +254,8 @@ def test_a_broken_table_does_not_keep_a_record_from_being_drawn(tmp_path: Path) 
 def test_a_missing_or_broken_record_is_a_user_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="there is no record"):
         plot.plot_file(tmp_path / "absent", tmp_path / "ecg.png")
+    with pytest.raises(UserError, match="there is no record"):
+        plot.plot_file(Path(), tmp_path / "ecg.png")
     wfdb_io.write_record(tmp_path, "cut", spikes(), 100)
     data = tmp_path / "cut.dat"
     data.write_bytes(data.read_bytes()[:-5])
