@@ -95,6 +95,8 @@ class DiffusionConfig:
     """Noise variance added by the first step."""
     beta_end: float = 0.02
     """Noise variance added by the last step."""
+    prediction: Literal["epsilon", "velocity"] = "epsilon"
+    """What the network predicts: the noise (the paper), or v, sound where little signal is left."""
     scale_mv: float = 1.0
     """Millivolts per model unit; 1.0 is the paper (signals in mV, not normalised)."""
 

@@ -3,8 +3,8 @@
 Knows no network: a denoiser is any callable `eps_hat = denoiser(x_t, t, labels)`.
 """
 
-from sssd_hpc.diffusion.loss import epsilon_loss
-from sssd_hpc.diffusion.samplers import Denoiser, ancestral_sample, guided
+from sssd_hpc.diffusion.loss import epsilon_loss, velocity_loss
+from sssd_hpc.diffusion.samplers import Denoiser, ancestral_sample, from_velocity, guided
 from sssd_hpc.diffusion.schedule import NoiseSchedule, q_sample
 
 __all__ = [
@@ -12,6 +12,8 @@ __all__ = [
     "NoiseSchedule",
     "ancestral_sample",
     "epsilon_loss",
+    "from_velocity",
     "guided",
     "q_sample",
+    "velocity_loss",
 ]

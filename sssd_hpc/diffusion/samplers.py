@@ -66,6 +66,21 @@ def guided(denoiser: Denoiser, weight: float) -> Denoiser:
     return guided_denoiser
 
 
+def from_velocity(network: Denoiser, schedule: NoiseSchedule) -> Denoiser:
+    """Return the denoiser of a network trained by `velocity_loss`.
+
+    eps_hat = sqrt(alpha_bar_t) v_hat + sqrt(1 - alpha_bar_t) x_t.
+
+    Source: Salimans and Ho, Progressive distillation (arXiv 2202.00512), appendix D.
+    """
+
+    def denoiser(x_t: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+        alpha_bar = schedule.alpha_bar.to(x_t.device)[t][:, None, None]
+        return alpha_bar.sqrt() * network(x_t, t, labels) + (1.0 - alpha_bar).sqrt() * x_t
+
+    return denoiser
+
+
 def _noise_source(
     x: Tensor,
     schedule: NoiseSchedule,

@@ -99,7 +99,7 @@ def card_text(
         "model leads": " ".join(metadata["leads"]),
         "checkpoint": f"SHA-256 {request.model_sha256} ({request.weights} weights)",
         "samples seen in training": str(metadata["samples_seen"] or "not known"),
-        "diffusion": json.dumps(metadata["diffusion"]),
+        "diffusion": f"{json.dumps(metadata['diffusion'])}, predicts {metadata['prediction']}",
         "sampler": f"{request.sampler}, {request.steps} steps, guidance {request.guidance:g}",
         "seed": f"{request.seed}, batches of {request.batch_size}, on {request.device}",
         "signals": f"12 leads, {manifest.rate_hz} Hz, {metadata['length']} samples, 1 uV a step",

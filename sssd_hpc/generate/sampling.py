@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import torch
 
-from sssd_hpc.diffusion import NoiseSchedule, guided
+from sssd_hpc.diffusion import Denoiser, NoiseSchedule, from_velocity, guided
 from sssd_hpc.ecg.leads import EIGHT, LEADS
 from sssd_hpc.ecg.store import Store
 from sssd_hpc.errors import UserError
@@ -76,6 +76,10 @@ def sample(
         schedule = NoiseSchedule.linear(**metadata["diffusion"])
     except (TypeError, ValueError) as error:
         raise UserError(f"{export} describes no noise schedule: {error}") from error
+    if metadata["prediction"] not in ("epsilon", "velocity"):
+        raise UserError(
+            f"{export} predicts {metadata['prediction']!r}: epsilon or velocity is known"
+        )
     if steps not in (None, schedule.num_steps):
         raise UserError(
             f"--steps is {steps}; ddpm takes all {schedule.num_steps} steps of the model's schedule"
@@ -102,8 +106,10 @@ def sample(
         if broken is not None and not broken:
             _log.info("%s is finished and every hash is right", out)
             return 0
-        denoiser = model.to(device).for_sampling(metadata["length"])
+        denoiser: Denoiser = model.to(device).for_sampling(metadata["length"])
         del model
+        if metadata["prediction"] == "velocity":
+            denoiser = from_velocity(denoiser, schedule.to(device))
         ready = Sampler(
             denoiser=guided(denoiser, guidance),
             schedule=schedule,

@@ -24,7 +24,10 @@ from sssd_hpc.model.sssd import SSSDECG
 
 FORMAT_VERSION = 1
 METADATA_KEY = "sssd_hpc"
-REQUIRED = ("leads", "labels", "rate_hz", "length", "diffusion", "scale_mv", "samples_seen")
+REQUIRED = (
+    *("leads", "labels", "rate_hz", "length"),
+    *("diffusion", "prediction", "scale_mv", "samples_seen"),
+)
 
 
 def save_export(
@@ -42,7 +45,8 @@ def save_export(
         raw: state dict of the model.
         ema: state dict of its exponential moving average, buffers included.
         metadata: what sampling must know, JSON values: leads, labels (names in order), rate_hz,
-            length (samples), diffusion (arguments of the schedule), scale_mv, samples_seen.
+            length (samples), diffusion (arguments of the schedule), prediction (epsilon or
+            velocity), scale_mv, samples_seen.
     """
     missing = [name for name in REQUIRED if name not in metadata]
     assert not missing, f"export metadata lacks {missing}"

@@ -160,6 +160,7 @@ def convert_reference(
         "rate_hz": 100,
         "length": model.config["lmax"],
         "diffusion": {"num_steps": 200, "beta_start": 1e-4, "beta_end": 0.02},
+        "prediction": "epsilon",
         "scale_mv": 1.0,
         "samples_seen": 0,
     }

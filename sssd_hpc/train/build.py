@@ -49,5 +49,5 @@ def build_model(config: Config, store: Store) -> SSSDECG:
 def schedule_arguments(config: Config) -> dict[str, Any]:
     """Return the keyword arguments of `NoiseSchedule.linear`."""
     arguments = dataclasses.asdict(config.diffusion)
-    del arguments["scale_mv"]
+    del arguments["scale_mv"], arguments["prediction"]
     return arguments

@@ -20,7 +20,7 @@ from torch import Tensor
 from sssd_hpc import config as configs
 from sssd_hpc import files
 from sssd_hpc.config import Config, TrainConfig
-from sssd_hpc.diffusion import NoiseSchedule, epsilon_loss
+from sssd_hpc.diffusion import NoiseSchedule, epsilon_loss, velocity_loss
 from sssd_hpc.ecg.store import Store
 from sssd_hpc.errors import Interrupted, UserError
 from sssd_hpc.model.export import save_export
@@ -38,6 +38,8 @@ from sssd_hpc.train.state import Tally, TrainState
 __all__ = ["describe", "train"]
 
 _log = logging.getLogger(__name__)
+
+LOSSES = {"epsilon": epsilon_loss, "velocity": velocity_loss}
 
 
 def train(config: Config, store: Store, run: Path) -> None:
@@ -132,7 +134,9 @@ class Trainer:
         generator = step_generator(train.seed, state.samples)
         x0, labels = self._batch(count, generator)
         x0, labels = x0.to(engine.device), labels.to(engine.device)
-        loss = epsilon_loss(engine, x0, labels, self.schedule, generator)
+        loss = LOSSES[self.config.diffusion.prediction](
+            engine, x0, labels, self.schedule, generator
+        )
         value = self._finite("loss", loss.item())
         norm = self._finite("gradient norm", engine.backward(loss))
         for group in state.optimizer.param_groups:
@@ -197,6 +201,7 @@ class Trainer:
             "rate_hz": self.store.rate_hz,
             "length": self.store.length,
             "diffusion": schedule_arguments(self.config),
+            "prediction": self.config.diffusion.prediction,
             "scale_mv": self.config.diffusion.scale_mv,
             "samples_seen": self.state.samples,
         }

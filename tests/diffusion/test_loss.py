@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sssd_hpc.diffusion import NoiseSchedule, epsilon_loss
+from sssd_hpc.diffusion import NoiseSchedule, epsilon_loss, from_velocity, velocity_loss
 
 SCHEDULE = NoiseSchedule.linear()
 
@@ -75,3 +75,29 @@ def test_labels_reach_the_denoiser_unchanged() -> None:
     labels = torch.tensor([[1, 0, -1], [0, 0, 1]])
     epsilon_loss(seen, torch.zeros(2, 8, 20), labels, SCHEDULE)
     assert torch.equal(seen.labels, labels)
+
+
+def test_a_perfect_velocity_has_zero_loss() -> None:
+    x0 = torch.randn(6, 8, 50)
+
+    def perfect(x_t: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+        alpha_bar = SCHEDULE.alpha_bar[t][:, None, None]
+        return (alpha_bar.sqrt() * x_t - x0) / (1 - alpha_bar).sqrt()
+
+    loss = velocity_loss(perfect, x0, labels_for(6), SCHEDULE, torch.Generator().manual_seed(1))
+    assert loss.item() < 1e-8
+
+
+def test_the_velocity_loss_is_the_epsilon_loss_over_alpha_bar() -> None:
+    # One step, so that alpha_bar is one number for the whole batch.
+    schedule = NoiseSchedule.linear(num_steps=1, beta_start=0.9, beta_end=0.9)
+    x0, labels = torch.randn(6, 8, 50, dtype=torch.float64), labels_for(6)
+
+    def network(x_t: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+        return x_t.sin()
+
+    velocity = velocity_loss(network, x0, labels, schedule, torch.Generator().manual_seed(1))
+    denoiser = from_velocity(network, schedule)
+    epsilon = epsilon_loss(denoiser, x0, labels, schedule, torch.Generator().manual_seed(1))
+    # alpha_bar is a float32 constant, so 1 - alpha_bar carries its rounding.
+    assert epsilon.item() / 0.1 == pytest.approx(velocity.item(), rel=1e-6)

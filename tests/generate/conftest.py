@@ -75,6 +75,7 @@ def make_run(
         "rate_hz": 100,
         "length": LENGTH,
         "diffusion": {"num_steps": STEPS, "beta_start": 1e-4, "beta_end": 0.5},
+        "prediction": "epsilon",
         "scale_mv": 0.5,
         "samples_seen": 4000,
         **facts,

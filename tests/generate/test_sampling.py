@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 import sssd_hpc
 from sssd_hpc import generate
-from sssd_hpc.diffusion import NoiseSchedule
+from sssd_hpc.diffusion import NoiseSchedule, from_velocity
 from sssd_hpc.ecg.leads import EIGHT, LEADS
 from sssd_hpc.ecg.prepare import prepare
 from sssd_hpc.ecg.ptbxl import read_table
@@ -147,6 +147,26 @@ def test_samples_are_the_models_output_in_microvolts(run: Path, twin: Path) -> N
         )
     written = adc(twin)
     for ecg_id, signal_mv in zip(manifest.ecg_id[:8], signals, strict=True):
+        assert np.abs(written[int(ecg_id)] - 1000 * signal_mv).max() < 0.5 + 0.1
+
+
+def test_a_network_that_predicts_velocity_is_sampled_as_one(like: Store, tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", prediction="velocity")
+    generate.sample(run, like, tmp_path / "twin")
+    model, metadata = load_export(run / "export" / "model.safetensors")
+    schedule = NoiseSchedule.linear(**metadata["diffusion"])
+    manifest = build(like, range(1, 11))
+    ready = Sampler(
+        denoiser=from_velocity(model, schedule),
+        schedule=schedule,
+        leads=EIGHT,
+        length=LENGTH,
+        scale_mv=0.5,
+        device=torch.device("cpu"),
+    )
+    signals = draw_signals(ready, manifest.ecg_id, manifest.labels, seed=0, batch_size=16)
+    written = adc(tmp_path / "twin")
+    for ecg_id, signal_mv in zip(manifest.ecg_id, signals, strict=True):
         assert np.abs(written[int(ecg_id)] - 1000 * signal_mv).max() < 0.5 + 0.1
 
 

@@ -20,6 +20,7 @@ METADATA = {
     "rate_hz": 100,
     "length": 25,
     "diffusion": {"num_steps": 200, "beta_start": 1e-4, "beta_end": 0.02},
+    "prediction": "epsilon",
     "scale_mv": 1.0,
     "samples_seen": 4000,
 }

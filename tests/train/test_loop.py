@@ -6,6 +6,7 @@ import resource
 import shutil
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -90,6 +91,19 @@ def test_the_export_holds_averaged_and_raw_weights_with_their_meaning(
     assert metadata["diffusion"] == {"num_steps": 10, "beta_start": 1e-4, "beta_end": 0.3}
     facts = (metadata["rate_hz"], metadata["length"], metadata["scale_mv"])
     assert facts == (100, 40, 0.5)
+
+
+def test_velocity_is_trained_by_its_own_loss_and_named_in_the_export(
+    tmp_path: Path, small: SimpleNamespace
+) -> None:
+    store, config = small.store(), small.config()
+    velocity = replace(config, diffusion=replace(config.diffusion, prediction="velocity"))
+    for name, settings in (("epsilon", config), ("velocity", velocity)):
+        train(settings, store, tmp_path / name)
+        _, metadata = load_export(tmp_path / name / "export" / "model.safetensors")
+        assert metadata["prediction"] == name
+    losses = [(tmp_path / name / "metrics.jsonl").read_text() for name in ("epsilon", "velocity")]
+    assert losses[0] != losses[1]
 
 
 @pytest.mark.parametrize(
@@ -255,17 +269,17 @@ def test_going_on_from_an_older_checkpoint_ends_at_the_same_weights(
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(
     tmp_path: Path, small: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, value: float
 ) -> None:
-    honest = loop.epsilon_loss
+    honest = loop.LOSSES["epsilon"]
 
     def spoiled(denoiser: Any, x0: Any, *rest: Any) -> torch.Tensor:
         seen = sum(1 for _ in (tmp_path / "checkpoints").glob("samples-*"))
         return honest(denoiser, x0, *rest) * (value if seen else 1.0)
 
-    monkeypatch.setattr(loop, "epsilon_loss", spoiled)
+    monkeypatch.setitem(loop.LOSSES, "epsilon", spoiled)
     with pytest.raises(UserError, match=r"loss is (nan|inf) after 8 samples: training diverged"):
         train(small.config(), small.store(), tmp_path)
     assert all(bool(torch.isfinite(tensor).all()) for tensor in tensors(tmp_path).values())
-    monkeypatch.setattr(loop, "epsilon_loss", honest)
+    monkeypatch.setitem(loop.LOSSES, "epsilon", honest)
     train(small.config(), small.store(), tmp_path)
 
 
@@ -383,13 +397,13 @@ def test_signals_reach_the_model_in_its_units(
     tmp_path: Path, small: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given: list[torch.Tensor] = []
-    honest = loop.epsilon_loss
+    honest = loop.LOSSES["epsilon"]
 
     def seen(denoiser: Any, x0: torch.Tensor, *rest: Any) -> torch.Tensor:
         given.append(x0)
         return honest(denoiser, x0, *rest)
 
-    monkeypatch.setattr(loop, "epsilon_loss", seen)
+    monkeypatch.setitem(loop.LOSSES, "epsilon", seen)
     store = small.store()
     train(small.config(samples=8), store, tmp_path)
     largest = store.signals[:, [0, 5, 6, 7, 8, 9, 10, 11]].max() / 1000 / 0.5
