@@ -11,6 +11,7 @@ import difflib
 import errno
 import json
 import logging
+import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -139,6 +140,7 @@ def sample(
     out: Path,
     folds: str = "1-10",
     sampler: Literal["ddpm"] = "ddpm",
+    steps: int | None = None,
     guidance: float = 0.0,
     weights: Literal["ema", "raw"] = "ema",
     batch_size: int = 16,
@@ -152,8 +154,9 @@ def sample(
         run: Folder of a trained run, or of a converted checkpoint.
         like: Store whose labels and folds are copied.
         out: Folder of the new WFDB root; the same command again goes on where it stopped.
-        folds: Folds to copy, for example 1-8 or 1,3,9-10.
-        sampler: ddpm: ancestral sampling over all of the run's diffusion steps.
+        folds: Folds to copy, for example 1-8; evaluate wants 9 and 10 too.
+        sampler: ddpm: ancestral sampling, as in the paper.
+        steps: Network calls a record; ddpm takes all of the run's diffusion steps, the default.
         guidance: Weight of classifier-free guidance; 0 is none.
         weights: Averaged (ema) or last (raw) weights.
         batch_size: Records made at once; 16 suits a CPU's cache, a GPU takes hundreds.
@@ -169,6 +172,7 @@ def sample(
         out,
         folds=chosen,
         sampler=sampler,
+        steps=steps,
         guidance=guidance,
         weights=weights,
         batch_size=batch_size,
@@ -257,7 +261,13 @@ def convert(
     from sssd_hpc.model.reference import convert_reference
 
     names = tuple(labels.split(",")) if labels else None
-    convert_reference(source, out, kernel=kernel, labels=names)
+    made = convert_reference(source, out, kernel=kernel, labels=names)
+    model = made["model"]
+    print(
+        f"{out}: {model['num_blocks']} blocks, {model['channels']} channels, "
+        f"label embedding {model['label_embedding']}, {len(made['labels'])} label(s), "
+        f"kernel {kernel}; leads {' '.join(made['leads'])}"
+    )
 
 
 COMMANDS: dict[str, Callable[..., None]] = {
@@ -268,6 +278,9 @@ COMMANDS: dict[str, Callable[..., None]] = {
 
 def main(args: Sequence[str] | None = None) -> int:
     """Run one command and return the exit code of the process."""
+    # OpenMP threads that spin while they wait starve whatever else runs on their cores, which made
+    # steps 20 times slower on a shared machine. Read when torch is loaded, which is later.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     signal.signal(signal.SIGTERM, _terminate)
     try:

@@ -149,3 +149,12 @@ def test_the_module_is_the_command() -> None:
     result = run("--version")
     assert result.returncode == 0
     assert result.stdout.strip().count(".") == 2
+
+
+def test_convert_says_what_it_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = Path(__file__).parent / "data" / "parity" / "small_nle.npz"
+    assert cli.main(["convert", str(source), str(tmp_path / "run")]) == 0
+    out = capsys.readouterr().out
+    assert "2 blocks, 16 channels, label embedding frozen, 5 label(s), kernel conjugate" in out
+    assert "leads I AVF V1" in out
+    assert (tmp_path / "run" / "export" / "model.safetensors").is_file()
