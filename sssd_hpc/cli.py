@@ -221,7 +221,7 @@ def evaluate(
         allow_leakage=allow_leakage,
     )
     print(report.table(result))
-    print(f"report: {out / 'report.html'}")
+    print(f"report: {out / 'report.html'}\npicture: {out / 'figures' / 'records.png'}")
 
 
 def plot(record: tyro.conf.Positional[Path], /, *, out: Path) -> None:

@@ -42,7 +42,10 @@ def test_the_main_job_by_hand_runs_as_written(
         assert cli.main(args) == 0, capsys.readouterr().err
     assert (tmp_path / "report" / "report.html").is_file()
     assert (tmp_path / "00001.png").is_file()
-    assert "TSTR" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "TSTR" in out
+    picture = Path(out.rpartition("picture: ")[2].split()[0])
+    assert picture.is_file()
 
 
 def test_the_papers_models_are_accepted_as_written(
