@@ -72,6 +72,11 @@ def sample(
             f"--guidance is {guidance:g} but the model in {run} has no row for unknown labels "
             f"(label_embedding {model.config['label_embedding']}); sample without guidance"
         )
+    if guidance != 0.0 and not metadata["label_dropout"]:
+        raise UserError(
+            f"--guidance is {guidance:g} but the model in {run} was trained with label_dropout 0, "
+            f"so it never saw unknown labels; sample without guidance"
+        )
     try:
         schedule = NoiseSchedule.linear(**metadata["diffusion"])
     except (TypeError, ValueError) as error:

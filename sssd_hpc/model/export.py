@@ -26,7 +26,7 @@ FORMAT_VERSION = 1
 METADATA_KEY = "sssd_hpc"
 REQUIRED = (
     *("leads", "labels", "rate_hz", "length"),
-    *("diffusion", "prediction", "scale_mv", "samples_seen"),
+    *("diffusion", "prediction", "scale_mv", "label_dropout", "samples_seen"),
 )
 
 
@@ -46,7 +46,8 @@ def save_export(
         ema: state dict of its exponential moving average, buffers included.
         metadata: what sampling must know, JSON values: leads, labels (names in order), rate_hz,
             length (samples), diffusion (arguments of the schedule), prediction (epsilon or
-            velocity), scale_mv, samples_seen.
+            velocity), scale_mv, label_dropout (share of records trained without labels, which
+            guidance needs), samples_seen.
     """
     missing = [name for name in REQUIRED if name not in metadata]
     assert not missing, f"export metadata lacks {missing}"

@@ -162,6 +162,7 @@ def convert_reference(
         "diffusion": {"num_steps": 200, "beta_start": 1e-4, "beta_end": 0.02},
         "prediction": "epsilon",
         "scale_mv": 1.0,
+        "label_dropout": 0.0,
         "samples_seen": 0,
     }
     shared = {field.name for field in fields(ModelConfig)} & set(model.config)

@@ -203,6 +203,7 @@ class Trainer:
             "diffusion": schedule_arguments(self.config),
             "prediction": self.config.diffusion.prediction,
             "scale_mv": self.config.diffusion.scale_mv,
+            "label_dropout": self.config.train.label_dropout,
             "samples_seen": self.state.samples,
         }
         path = self.run / "export" / "model.safetensors"

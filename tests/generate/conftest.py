@@ -76,6 +76,7 @@ def make_run(
         "length": LENGTH,
         "diffusion": {"num_steps": STEPS, "beta_start": 1e-4, "beta_end": 0.5},
         "prediction": "epsilon",
+        "label_dropout": 0.1,
         "scale_mv": 0.5,
         "samples_seen": 4000,
         **facts,

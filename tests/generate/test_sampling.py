@@ -432,6 +432,12 @@ def test_guidance_needs_a_row_for_unknown_labels(like: Store, tmp_path: Path, ki
     assert generate.sample(run, like, tmp_path / "out") == len(ECG_IDS)
 
 
+def test_guidance_needs_a_training_that_dropped_labels(like: Store, tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", label_dropout=0.0)
+    with pytest.raises(UserError, match="trained with label_dropout 0"):
+        generate.sample(run, like, tmp_path / "out", guidance=1.0)
+
+
 def test_a_diverged_model_names_the_record_and_leaves_the_root_unfinished(
     like: Store, tmp_path: Path
 ) -> None:

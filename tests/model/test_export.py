@@ -21,6 +21,7 @@ METADATA = {
     "length": 25,
     "diffusion": {"num_steps": 200, "beta_start": 1e-4, "beta_end": 0.02},
     "prediction": "epsilon",
+    "label_dropout": 0.1,
     "scale_mv": 1.0,
     "samples_seen": 4000,
 }
