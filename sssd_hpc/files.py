@@ -91,25 +91,37 @@ def locked(path: Path, busy: str) -> Iterator[None]:
         yield
 
 
-def atomic_write_bytes(path: Path, data: bytes, *, durable: bool = True) -> None:
-    """Write a file whole or not at all; `durable=False` skips the fsync of bulk data.
+@contextlib.contextmanager
+def atomic_file(path: Path, *, durable: bool = True) -> Iterator[Path]:
+    """Yield a temporary name; what the block writes there becomes `path` when it ends well.
+
+    `durable=False` skips the fsyncs, for bulk data that a hash vouches for.
 
     Raises:
         OSError: the disk is full or not writable; the temporary file is removed first.
     """
     temp = temp_name(path)
     try:
-        with naming(path), open(temp, "wb") as stream:
-            stream.write(data)
+        with naming(path):
+            yield temp
             if durable:
-                stream.flush()
-                os.fsync(stream.fileno())
+                fsync_path(temp)
         os.replace(temp, path)
     except BaseException:
         temp.unlink(missing_ok=True)
         raise
     if durable:
         fsync_path(path.parent)
+
+
+def atomic_write_bytes(path: Path, data: bytes, *, durable: bool = True) -> None:
+    """Write a file whole or not at all; `durable=False` skips the fsync of bulk data.
+
+    Raises:
+        OSError: the disk is full or not writable; the temporary file is removed first.
+    """
+    with atomic_file(path, durable=durable) as temp, open(temp, "wb") as stream:
+        stream.write(data)
 
 
 def atomic_write_text(path: Path, text: str) -> None:

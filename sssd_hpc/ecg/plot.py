@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from sssd_hpc.ecg import ptbxl, wfdb_io
 from sssd_hpc.ecg.leads import LEADS
 from sssd_hpc.errors import UserError
-from sssd_hpc.files import naming, temp_name
+from sssd_hpc.files import atomic_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -241,12 +241,7 @@ def _save(figure: Figure, out: Path, dots_per_inch: int) -> None:
 
     kind = out.suffix.lower()[1:]
     metadata = {"png": {"Software": None}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}
-    temp = temp_name(out)
-    try:
-        # Text stays text in SVG, so that lead names can be searched and read aloud.
-        style = mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "ecg"})
-        with naming(out), style:
-            figure.savefig(temp, format=kind, dpi=dots_per_inch, metadata=metadata[kind])
-        temp.replace(out)
-    finally:
-        temp.unlink(missing_ok=True)
+    # Text stays text in SVG, so that lead names can be searched and read aloud.
+    style = mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "ecg"})
+    with atomic_file(out, durable=False) as temp, style:
+        figure.savefig(temp, format=kind, dpi=dots_per_inch, metadata=metadata[kind])

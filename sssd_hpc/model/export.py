@@ -8,7 +8,6 @@ refuses headers over 100 MB, overlapping offsets and offsets past the end of the
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -62,15 +61,8 @@ def save_export(
         for name, tensor in state.items()
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    temp = files.temp_name(path)
-    try:
+    with files.atomic_file(path) as temp:
         save_file(tensors, temp, metadata={METADATA_KEY: text})
-        files.fsync_path(temp)
-        os.replace(temp, path)
-    except BaseException:
-        temp.unlink(missing_ok=True)
-        raise
-    files.fsync_path(path.parent)
 
 
 def load_export(

@@ -17,22 +17,14 @@ from sssd_hpc.ecg.leads import EIGHT, LEADS, SSSD_ECG_EIGHT, SSSD_ECG_TWELVE
 from sssd_hpc.errors import UserError
 from sssd_hpc.model import SSSDECG, convert_reference, load_export, load_reference, reference
 
-SIZES = {
-    "num_leads": 8,
-    "num_labels": 3,
-    "num_blocks": 2,
-    "channels": 6,
-    "d_state": 4,
-    "lmax": 25,
-    "label_dim": 5,
-    "step_dims": (8, 12, 10),
-}
+from .conftest import SMALL
+
 C = "residual_layer.residual_blocks.1.S42.s4_layer.kernel.kernel.C"
 
 
 def build(code: str, **changes) -> SSSDECG:
     kind = {"ecg": "sum", "nle": "frozen"}[code]
-    model = SSSDECG(**{**SIZES, **changes}, label_embedding=kind)
+    model = SSSDECG(**{**SMALL, **changes}, label_embedding=kind)
     torch.nn.init.normal_(model.head.weight)
     return model
 

@@ -14,16 +14,7 @@ from sssd_hpc.ops import backends
 from sssd_hpc.ops.nplr import reference
 from sssd_hpc.s4 import layer as s4_layer
 
-SMALL = {
-    "num_leads": 8,
-    "num_labels": 3,
-    "num_blocks": 2,
-    "channels": 6,
-    "d_state": 4,
-    "lmax": 25,
-    "label_dim": 5,
-    "step_dims": (8, 12, 10),
-}
+from .conftest import SMALL
 
 
 def small(**changes) -> SSSDECG:
