@@ -10,6 +10,10 @@ import numpy as np
 import pytest
 import torch
 
+if not torch.cuda.is_available():
+    # Read when triton is first imported; without a GPU its kernels run in the interpreter.
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 # pytest-xdist gives each worker one core; more threads only contend.
 torch.set_num_threads(1)
 

@@ -5,7 +5,18 @@ Legend of this room: H features, N2 = N/2 stored states (one of each conjugate p
 
 from sssd_hpc.ops import backends
 from sssd_hpc.ops.cauchy.op import cauchy
-from sssd_hpc.ops.fftconv.op import bidirectional_conv
-from sssd_hpc.ops.nplr.op import nplr_kernel
+from sssd_hpc.ops.fftconv.op import Spectrum, bidirectional_conv, convolve, prepare
+from sssd_hpc.ops.nplr.op import FrozenNplr, freeze, frozen_kernel, nplr_kernel
 
-__all__ = ["backends", "bidirectional_conv", "cauchy", "nplr_kernel"]
+__all__ = [
+    "FrozenNplr",
+    "Spectrum",
+    "backends",
+    "bidirectional_conv",
+    "cauchy",
+    "convolve",
+    "freeze",
+    "frozen_kernel",
+    "nplr_kernel",
+    "prepare",
+]

@@ -1,12 +1,22 @@
-"""The public convolution op: checks at the door, float32 or float64 whatever the autocast."""
+"""The public convolution op: checks at the door, spectra in float32 or float64.
+
+Two registered ops carry it, so that a spectrum can be kept: `sssd_hpc::conv_spectrum` (kernels and
+skip to a spectrum in the backend's own layout) and `sssd_hpc::convolve`. The backends' functions
+are those of plain.py.
+"""
 
 from __future__ import annotations
+
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from sssd_hpc.errors import UserError
 from sssd_hpc.ops import backends
+from sssd_hpc.ops.fftconv import reference
+
+NARROW = (torch.bfloat16, torch.float16)
 
 
 def bidirectional_conv(
@@ -18,32 +28,220 @@ def bidirectional_conv(
     one sample ahead, and its last entry never reaches the output.
 
     Args:
-        u: input, real (batch, H, L).
+        u: input, real (batch, H, L); bfloat16 and float16 are read and written as such, the
+            arithmetic is float32 or, by triton, the tensor cores' (see `resolve`).
         k: forward and backward kernel, real (2, H, L).
         D: skip weight, real (H,).
         activation: "gelu" (exact, by erf) or None.
-        backend: auto, reference, torch, cpp, keops or triton.
+        backend: auto, reference, torch, cpp or triton.
 
     Returns:
-        Real (batch, H, L), float64 if any input is, else float32.
+        Real (batch, H, L): u's dtype where that is narrower than float32, otherwise float64 if any
+        input is, else float32.
 
     Raises:
-        UserError: shapes that do not fit, complex input, unknown activation, unusable backend.
+        UserError: shapes or devices that do not fit, complex input, unknown activation, unusable
+            backend.
     """
-    if activation not in ("gelu", None):
-        raise UserError(f"bidirectional_conv: activation is {activation!r}; use 'gelu' or None")
-    fits = u.dim() == 3 and k.shape == (2, *u.shape[1:]) and D.shape == u.shape[1:2]
-    if not fits or u.is_complex() or k.is_complex() or D.is_complex():
+    _check_input(u, activation)
+    fits = k.shape == (2, *u.shape[1:]) and D.shape == u.shape[1:2]
+    if not fits or k.is_complex() or D.is_complex():
         raise UserError(
             f"bidirectional_conv: u {tuple(u.shape)}, k {tuple(k.shape)}, D {tuple(D.shape)} "
             "do not fit; real u (batch, H, L), k (2, H, L), D (H,)"
         )
-    dtype = torch.float64 if torch.float64 in (u.dtype, k.dtype, D.dtype) else torch.float32
-    run = backends.choose("fftconv", backend)
+    if not u.device == k.device == D.device:
+        raise UserError(
+            f"bidirectional_conv: u is on {u.device}, k on {k.device}, D on {D.device}; "
+            "move them together"
+        )
+    wide = torch.float64 if torch.float64 in (u.dtype, k.dtype, D.dtype) else torch.float32
+    u = u if u.dtype in NARROW and wide == torch.float32 else u.to(wide)
+    name = resolve(backend, u.device.type, u.dtype)
     with torch.autocast(u.device.type, enabled=False):
-        return run(u.to(dtype), k.to(dtype), D.to(dtype), activation)
+        if name == "reference":
+            return reference.run(u.to(wide), k.to(wide), D.to(wide), activation).to(u.dtype)
+        K = _spectrum(k.to(wide), D.to(wide), name)
+        return _run(u, K, activation, name)
 
 
-def one_row(run: backends.Run) -> Tensor:
+class Spectrum(NamedTuple):
+    """Kernels and skip made ready for one length, in the layout of one backend."""
+
+    K: Tensor
+    length: int
+    backend: str
+
+
+@torch.no_grad()
+def prepare(
+    k: Tensor, D: Tensor, dtype: torch.dtype = torch.float32, backend: str = "auto"
+) -> Spectrum:
+    """Return the spectrum of fixed kernels (2, H, L) and skip (H,), for `convolve`.
+
+    Args:
+        k, D: as in `bidirectional_conv`, of equal dtype.
+        dtype: that of the inputs to come.
+        backend: auto, torch, cpp or triton.
+    """
+    name = resolve(backend, k.device.type, dtype)
+    assert name != "reference"
+    return Spectrum(_spectrum(k, D, name), k.shape[-1], name)
+
+
+def convolve(u: Tensor, spectrum: Spectrum, activation: str | None = "gelu") -> Tensor:
+    """Convolve u (batch, H, L) with kernels made ready by `prepare`; else as `bidirectional_conv`.
+
+    Raises:
+        UserError: u is of another length.
+    """
+    _check_input(u, activation)
+    if u.shape[-1] != spectrum.length:
+        raise UserError(
+            f"convolve: the spectrum is for {spectrum.length} samples but u has {u.shape[-1]}"
+        )
+    if u.dtype not in NARROW:
+        u = u.to(spectrum.K.dtype)
+    with torch.autocast(u.device.type, enabled=False):
+        return _run(u, spectrum.K, activation, spectrum.backend)
+
+
+def resolve(backend: str, device: str, dtype: torch.dtype) -> str:
+    """Return the name of the backend for inputs of a dtype, as `backends.resolve` does.
+
+    On a GPU "auto" leaves float32 to torch.fft while torch.get_float32_matmul_precision() is
+    "highest": tensor cores round operands to tf32. "high" or "medium" allows that.
+    """
+    strict = dtype == torch.float32 and torch.get_float32_matmul_precision() == "highest"
+    if backend == "auto" and device == "cuda" and strict:
+        backend = backends.unless_wished("fftconv", "torch")
+    return backends.resolve("fftconv", backend, device, dtype)
+
+
+def one_row(backend: str, device: str) -> Tensor:
     """Run the smallest convolution through a backend: one feature of two samples."""
-    return run(torch.ones(1, 1, 2), torch.ones(2, 1, 2), torch.ones(1), "gelu")
+    u, k, D = (torch.ones(*shape, device=device) for shape in ((1, 1, 2), (2, 1, 2), (1,)))
+    if backend == "reference":
+        return reference.run(u, k, D, "gelu")
+    return _run(u, _spectrum(k, D, backend), "gelu", backend)
+
+
+def _check_input(u: Tensor, activation: str | None) -> None:
+    if activation not in ("gelu", None):
+        raise UserError(f"bidirectional_conv: activation is {activation!r}; use 'gelu' or None")
+    if u.dim() != 3 or 0 in u.shape[1:] or not u.is_floating_point():
+        raise UserError(
+            f"bidirectional_conv: u is {u.dtype} {tuple(u.shape)} and does not fit; it must be "
+            "real (batch, H, L), H and L at least 1"
+        )
+
+
+def _run(u: Tensor, K: Tensor, activation: str | None, backend: str) -> Tensor:
+    keep = torch.is_grad_enabled() and (u.requires_grad or K.requires_grad)
+    y: Tensor = _convolve(u, K, activation or "none", keep, backend)[0]
+    return y
+
+
+@torch.library.custom_op(
+    "sssd_hpc::conv_spectrum",
+    mutates_args=(),
+    schema="(Tensor k, Tensor D, str backend) -> Tensor",
+)
+def _spectrum(k: Tensor, D: Tensor, backend: str) -> Tensor:
+    K: Tensor = backends.module("fftconv", backend).prepare(k.contiguous(), D.contiguous())
+    return K
+
+
+@_spectrum.register_fake
+def _(k: Tensor, D: Tensor, backend: str) -> Tensor:
+    # The circle depends on the very length: a symbolic one is made concrete.
+    shape = backends.module("fftconv", backend).spectrum_shape(int(k.shape[1]), int(k.shape[2]))
+    return k.new_empty(shape)
+
+
+@torch.library.custom_op(
+    "sssd_hpc::conv_spectrum_backward",
+    mutates_args=(),
+    schema="(Tensor dK, int H, int L, str backend) -> (Tensor, Tensor)",
+)
+def _spectrum_backward(dK: Tensor, H: int, L: int, backend: str) -> tuple[Tensor, Tensor]:
+    run = backends.module("fftconv", backend).prepare_backward
+    dk, dD = run(dK.contiguous(), H, L)
+    return dk, dD
+
+
+@_spectrum_backward.register_fake
+def _(dK: Tensor, H: int, L: int, backend: str) -> tuple[Tensor, Tensor]:
+    return dK.new_empty(2, H, L), dK.new_empty(H)
+
+
+@torch.library.custom_op(
+    "sssd_hpc::convolve",
+    mutates_args=(),
+    schema="(Tensor u, Tensor K, str activation, bool keep, str backend) -> (Tensor, Tensor)",
+)
+def _convolve(
+    u: Tensor, K: Tensor, activation: str, keep: bool, backend: str
+) -> tuple[Tensor, Tensor]:
+    if u.shape[0] == 0:
+        return u.clone(), u.new_empty(u.shape if keep and activation == "gelu" else 0)
+    run = backends.module("fftconv", backend).forward
+    y, pre = run(u.contiguous(), K.contiguous(), activation, keep)
+    return y, pre
+
+
+@_convolve.register_fake
+def _(u: Tensor, K: Tensor, activation: str, keep: bool, backend: str) -> tuple[Tensor, Tensor]:
+    pre = u.new_empty(u.shape if keep and activation == "gelu" else 0)
+    return u.new_empty(u.shape), pre
+
+
+@torch.library.custom_op(
+    "sssd_hpc::convolve_backward",
+    mutates_args=(),
+    schema=(
+        "(Tensor dy, Tensor u, Tensor K, Tensor pre, str activation, str backend)"
+        " -> (Tensor, Tensor)"
+    ),
+)
+def _convolve_backward(
+    dy: Tensor, u: Tensor, K: Tensor, pre: Tensor, activation: str, backend: str
+) -> tuple[Tensor, Tensor]:
+    if u.shape[0] == 0:
+        return u.clone(), torch.zeros_like(K)
+    run = backends.module("fftconv", backend).backward
+    tensors = (t.contiguous() for t in (dy, u, K, pre))
+    du, dK = run(*tensors, activation)
+    return du, dK
+
+
+@_convolve_backward.register_fake
+def _(
+    dy: Tensor, u: Tensor, K: Tensor, pre: Tensor, activation: str, backend: str
+) -> tuple[Tensor, Tensor]:
+    return u.new_empty(u.shape), K.new_empty(K.shape)
+
+
+def _save_spectrum(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    k, _, ctx.backend = inputs
+    _, ctx.features, ctx.length = k.shape
+
+
+def _differentiate_spectrum(ctx: Any, dK: Tensor) -> tuple[Tensor | None, ...]:
+    dk, dD = _spectrum_backward(dK, ctx.features, ctx.length, ctx.backend)
+    return dk, dD, None
+
+
+def _save_convolution(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    u, K, ctx.activation, _, ctx.backend = inputs
+    ctx.save_for_backward(u, K, output[1])
+    ctx.mark_non_differentiable(output[1])
+
+
+def _differentiate_convolution(ctx: Any, dy: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    du, dK = _convolve_backward(dy, *ctx.saved_tensors, ctx.activation, ctx.backend)
+    return du, dK, None, None, None
+
+
+_spectrum.register_autograd(_differentiate_spectrum, setup_context=_save_spectrum)
+_convolve.register_autograd(_differentiate_convolution, setup_context=_save_convolution)

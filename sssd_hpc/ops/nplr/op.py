@@ -1,15 +1,23 @@
 """The public kernel op: checks at the door, float32 or float64 whatever the autocast.
 
-It refuses to apply the length correction: C comes as C_tilde = C (I - dA^L).
+It refuses to apply the length correction: C comes as C_tilde = C (I - dA^L). `nplr_kernel` is
+differentiable in every parameter; `frozen_kernel`, where only C trains, is linear in C and keeps
+the rest, the Woodbury factor included, in a `FrozenNplr`. Both run one registered op on real
+tensors, `sssd_hpc::nplr`; its arguments are those of the backends' `forward` (see plain.py).
 """
 
 from __future__ import annotations
+
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from sssd_hpc.errors import UserError
 from sssd_hpc.ops import backends
+from sssd_hpc.ops.nplr import half as single_states
+from sssd_hpc.ops.nplr import plain, reference
+from sssd_hpc.ops.nplr.nodes import half_angles
 
 
 def nplr_kernel(
@@ -37,18 +45,138 @@ def nplr_kernel(
         L: length in samples, at least 1; a shorter kernel is the head of this one.
         backend: auto, reference, torch, cpp, keops or triton.
         half: sum the stored states without their conjugates. This is another function, the one
-            that the public code computes without its CUDA extension; for old checkpoints only.
+            that the public code computes without its CUDA extension; for old checkpoints only, and
+            by the backends reference and torch only.
 
     Returns:
-        Real (channels, H, L), float64 if any input is in double precision, else float32.
+        Real (channels, H, L), float64 if any input is in double precision, else float32. Parameters
+        that are not finite give a kernel that is not.
 
     Raises:
-        UserError: shapes that do not fit, inputs that are not complex, unusable backend.
+        UserError: shapes or devices that do not fit, inputs that are not complex, unusable backend.
 
     Source: Efficiently Modeling Long Sequences with Structured State Spaces (arXiv:2111.00396),
         Algorithm 1.
     """
     vectors = {"w": w, "P": P, "Q": Q, "B": B, "C": C}
+    _check(vectors, log_dt, L)
+    double = torch.float64 in (log_dt.dtype, *(vector.real.dtype for vector in vectors.values()))
+    real = torch.float64 if double else torch.float32
+    w, P, Q, B, C = (vector.to(real.to_complex()) for vector in vectors.values())
+    log_dt = log_dt.to(real)
+    if half:
+        if backend not in ("auto", "torch", "reference"):
+            raise UserError(
+                f"nplr_kernel: backend is {backend!r} but half=True (states without conjugates) "
+                "runs by 'torch' or 'reference' alone"
+            )
+        backend = "torch" if backend == "auto" else backend
+    name = backends.resolve("nplr", backend, w.device.type, real)
+    with torch.autocast(w.device.type, enabled=False):
+        if name == "reference":
+            return reference.run(w, P, Q, B, C, log_dt, L, half)
+        if half:
+            return single_states.run(w, P, Q, B, C, log_dt, L)
+        dt = log_dt.exp()[:, None]
+        w = w * dt
+        v = 2 * torch.stack([B * dt, P * dt])[:, None] * torch.cat([C, Q[None]])
+        k: Tensor = _nplr(v.real, (v * w.conj()).real, w.real, w.imag, None, L, name)
+        return k
+
+
+class FrozenNplr(NamedTuple):
+    """What of a kernel does not change while only C trains; real planes, one dtype and device.
+
+    Constants of several layers concatenate along H: one grouped launch generates all their kernels.
+    """
+
+    mix: Tensor
+    """(2, 2, H, N2, 2): a and b, for B and for P, as linear forms of Re C and Im C."""
+    wr: Tensor
+    """Real part of w dt, (H, N2)."""
+    wi: Tensor
+    """Imaginary part of w dt, (H, N2)."""
+    gamma: Tensor
+    """Woodbury factor c R_BQ / (1 + c R_PQ), planes (H, L//2 + 1, 2)."""
+    length: int
+    """The L that C_tilde is corrected for."""
+
+    @staticmethod
+    def group(layers: list[FrozenNplr]) -> FrozenNplr:
+        """Concatenate the features of several layers of one length."""
+        mix, wr, wi, gamma, lengths = zip(*layers, strict=True)
+        assert len(set(lengths)) == 1
+        return FrozenNplr(
+            torch.cat(mix, dim=2), torch.cat(wr), torch.cat(wi), torch.cat(gamma), lengths[0]
+        )
+
+
+def freeze(
+    w: Tensor, P: Tensor, Q: Tensor, B: Tensor, log_dt: Tensor, L: int, dtype: torch.dtype
+) -> FrozenNplr:
+    """Compute the constants of `frozen_kernel` in float64 and round them to `dtype`.
+
+    Arguments as in `nplr_kernel`, each (H, N2), without gradient.
+
+    Raises:
+        UserError: as `nplr_kernel`.
+    """
+    _check({"w": w, "P": P, "Q": Q, "B": B}, log_dt, L)
+    with torch.no_grad(), torch.autocast(w.device.type, enabled=False):
+        dt = log_dt.double().exp()[:, None]
+        w, Q = w.to(torch.complex128) * dt, Q.to(torch.complex128)
+        x = 2 * torch.stack([B, P]).to(torch.complex128) * dt
+        y = x * w.conj()
+        # Re(x C) and Re(y C) as forms of (Re C, Im C).
+        mix = torch.stack([torch.stack([f.real, -f.imag], dim=-1) for f in (x, y)])
+        rows = ((x * Q).real[:, None], (y * Q).real[:, None])
+        c, s = half_angles(L, torch.float64, w.device)
+        gamma = plain.woodbury(*rows, w.real, w.imag, c, s)
+        mix, wr, wi, gamma = (t.to(dtype).contiguous() for t in (mix, w.real, w.imag, gamma))
+        return FrozenNplr(mix, wr, wi, gamma, L)
+
+
+def frozen_kernel(C: Tensor, frozen: FrozenNplr, backend: str = "auto") -> Tensor:
+    """Generate kernels where only C trains: `nplr_kernel` with the rest as `freeze` kept it.
+
+    Args:
+        C: C_tilde as real planes (channels, H, N2, 2).
+        frozen: the constants, on C's device and in its dtype.
+        backend: auto, torch, cpp, keops or triton.
+
+    Returns:
+        Real (channels, H, L) in C's dtype.
+
+    Raises:
+        UserError: C does not fit the constants, unusable backend.
+    """
+    if C.dim() != 4 or C.shape[1:] != frozen.mix.shape[2:] or C.dtype != frozen.wr.dtype:
+        raise UserError(
+            f"frozen_kernel: C is {C.dtype} {tuple(C.shape)} but the constants are for "
+            f"{frozen.wr.dtype} (channels, {', '.join(map(str, frozen.mix.shape[2:]))})"
+        )
+    if backend == "reference":
+        raise UserError("frozen_kernel: backend 'reference' has no frozen form; use nplr_kernel")
+    name = backends.resolve("nplr", backend, C.device.type, C.dtype)
+    with torch.autocast(C.device.type, enabled=False):
+        a, b = (frozen.mix[:, :, None] * C).sum(-1)
+        k: Tensor = _nplr(a, b, frozen.wr, frozen.wi, frozen.gamma, frozen.length, name)
+        return k
+
+
+def one_row(backend: str, device: str) -> Tensor:
+    """Run the smallest kernel through a backend: one feature, one pair, four samples."""
+    one = torch.ones(1, 1, dtype=torch.complex64, device=device)
+    log_dt = torch.zeros(1, device=device)
+    if backend == "reference":
+        return reference.run(-0.5 * one, one, one, one, one[None], log_dt, 4, False)
+    row = torch.ones(2, 2, 1, 1, device=device)
+    k: Tensor = _nplr(row, row, -row[0, 0], row[0, 0], None, 4, backend)
+    return k
+
+
+def _check(vectors: dict[str, Tensor], log_dt: Tensor, L: int) -> None:
+    w = vectors["w"]
     for name, vector in vectors.items():
         if not vector.is_complex():
             raise UserError(f"nplr_kernel: {name} is {vector.dtype}; it must be complex")
@@ -57,22 +185,106 @@ def nplr_kernel(
                 f"nplr_kernel: {name} has shape {tuple(vector.shape)} but w {tuple(w.shape)}; "
                 "w, P, Q, B are (H, N/2), C is (channels, H, N/2)"
             )
-    if log_dt.shape != w.shape[:1] or log_dt.is_complex():
+        if vector.device != w.device or log_dt.device != w.device:
+            raise UserError(
+                f"nplr_kernel: {name} is on {vector.device}, log_dt on {log_dt.device} but w on "
+                f"{w.device}; move them together"
+            )
+    if 0 in w.shape or 0 in vectors.get("C", w).shape:
+        raise UserError(f"nplr_kernel: w {tuple(w.shape)} and C must not be empty")
+    if log_dt.shape != w.shape[:1] or not log_dt.is_floating_point():
         raise UserError(
             f"nplr_kernel: log_dt is {log_dt.dtype} {tuple(log_dt.shape)}; "
             f"it must be real ({w.shape[0]},)"
         )
     if L < 1:
         raise UserError(f"nplr_kernel: L is {L}; it must be at least 1")
-    double = torch.float64 in (log_dt.dtype, *(vector.real.dtype for vector in vectors.values()))
-    dtype = torch.complex128 if double else torch.complex64
-    w, P, Q, B, C = (vector.to(dtype) for vector in vectors.values())
-    run = backends.choose("nplr", backend)
-    with torch.autocast(w.device.type, enabled=False):
-        return run(w, P, Q, B, C, log_dt.to(w.real.dtype), L, half)
 
 
-def one_row(run: backends.Run) -> Tensor:
-    """Run the smallest kernel through a backend: one feature, one pair, four samples."""
-    one = torch.ones(1, 1, dtype=torch.complex64)
-    return run(-0.5 * one + 1j * one, one, one, one, one[None], torch.zeros(1), 4, False)
+@torch.library.custom_op(
+    "sssd_hpc::nplr",
+    mutates_args=(),
+    schema=(
+        "(Tensor a, Tensor b, Tensor wr, Tensor wi, Tensor? gamma, int L, str backend) -> Tensor"
+    ),
+)
+def _nplr(
+    a: Tensor, b: Tensor, wr: Tensor, wi: Tensor, gamma: Tensor | None, L: int, backend: str
+) -> Tensor:
+    c, s = half_angles(L, a.dtype, a.device)
+    k_f = backends.module("nplr", backend).forward(*_dense(a, b, wr, wi), c, s, gamma)
+    k: Tensor = torch.fft.irfft(torch.view_as_complex(k_f), n=L)
+    return k
+
+
+@_nplr.register_fake
+def _(
+    a: Tensor, b: Tensor, wr: Tensor, wi: Tensor, gamma: Tensor | None, L: int, backend: str
+) -> Tensor:
+    channels = a.shape[1] - (gamma is None)
+    return a.new_empty(channels, a.shape[2], L)
+
+
+@torch.library.custom_op(
+    "sssd_hpc::nplr_backward",
+    mutates_args=(),
+    schema=(
+        "(Tensor g, Tensor a, Tensor b, Tensor wr, Tensor wi, Tensor? gamma, str backend)"
+        " -> (Tensor, Tensor, Tensor, Tensor)"
+    ),
+)
+def _nplr_backward(
+    g: Tensor,
+    a: Tensor,
+    b: Tensor,
+    wr: Tensor,
+    wi: Tensor,
+    gamma: Tensor | None,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    L = g.shape[-1]
+    c, s = half_angles(L, a.dtype, a.device)
+    # The adjoint of irfft: every node but the first and Nyquist stands for two.
+    g_f = torch.view_as_real(torch.fft.rfft(g)).mul_(2 / L)
+    g_f[..., 0, :] /= 2
+    if L % 2 == 0:
+        g_f[..., -1, :] /= 2
+    run = backends.module("nplr", backend).backward
+    da, db, dwr, dwi = run(g_f, *_dense(a, b, wr, wi), c, s, gamma)
+    return da, db, dwr, dwi
+
+
+@_nplr_backward.register_fake
+def _(
+    g: Tensor,
+    a: Tensor,
+    b: Tensor,
+    wr: Tensor,
+    wi: Tensor,
+    gamma: Tensor | None,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    pole = wr.new_empty(wr.shape if gamma is None else 0)
+    return a.new_empty(a.shape), b.new_empty(b.shape), pole, torch.empty_like(pole)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    *tensors, _, ctx.backend = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _differentiate(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+    gamma = ctx.saved_tensors[-1]
+    da, db, dwr, dwi = _nplr_backward(g, *ctx.saved_tensors, ctx.backend)
+    poles = (dwr, dwi) if gamma is None else (None, None)
+    return da, db, *poles, None, None, None
+
+
+_nplr.register_autograd(_differentiate, setup_context=_save)
+for _op in (_nplr, _nplr_backward):
+    for _device in ("cpu", "cuda"):
+        _op.register_autocast(_device, torch.float32)
+
+
+def _dense(*tensors: Tensor) -> tuple[Tensor, ...]:
+    return tuple(tensor.contiguous() for tensor in tensors)

@@ -1,85 +1,147 @@
-"""The kernel in plain torch: real arithmetic without poles, differentiable in every parameter.
+"""The kernel's spectrum in plain torch: real arithmetic without poles, forward and backward.
 
-Multiplying the Cauchy quotients by c, where omega = exp(-i theta), c = cos(theta/2) and
-s = sin(theta/2), removes z = 2 i s / c together with its pole at omega = -1. With w, B, P scaled by
-dt, r = c R, and the kernel's spectrum is
+With w, B, P scaled by dt, v_ij = X_i Y_j, a = 2 Re v, b = 2 Re(v conj w) and the node's cosine and
+sine c, s of theta/2, one reciprocal p + i q = 1/d serves every product of a state:
 
-    k_f = e^{i theta/2} (R_BC - c R_BQ R_PC / (1 + c R_PQ)).
+    d = (c wr)^2 + (c wi - 2 s)(c wi + 2 s) - 4 i s c wr
+    R_ij = sum_n (-c b p - 2 s a q) + i (2 s a p - c b q)
+    k_f = (c + i s)(R_BC - gamma R_PC),   gamma = c R_BQ / (1 + c R_PQ)
 
-For a conjugate pair, with a = 2 Re v and b = 2 Re(v conj w):
-    R = sum_n (2 i s a - c b) / d,   d = (c wr)^2 + (c wi - 2 s)(c wi + 2 s) - 4 i s c wr,
-where the product form of d keeps its digits near the resonance c wi = 2 s. For a single state:
-    R = sum_n v / d,   d = 2 i s - c w.
-Either way the nodes enter by 1/d = p + i q alone, and every R is a product of small matrices.
+The product form of d keeps its digits near the resonance c wi = 2 s. docs/math.md derives both
+directions. Features are taken a few at a time, so that 1/d of all states stays in the cache.
 """
 
 from __future__ import annotations
 
-import math
-
 import torch
-from jaxtyping import Complex, Float
 from torch import Tensor
 
-
-def run(
-    w: Complex[Tensor, "H N2"],
-    P: Complex[Tensor, "H N2"],
-    Q: Complex[Tensor, "H N2"],
-    B: Complex[Tensor, "H N2"],
-    C: Complex[Tensor, "channels H N2"],
-    log_dt: Float[Tensor, " H"],
-    L: int,
-    half: bool,
-) -> Float[Tensor, "channels H L"]:
-    """Generate the kernels; arguments as in `nplr_kernel`."""
-    dt = log_dt.exp()[:, None]
-    w = w * dt
-    rows = torch.cat([C, Q[None]])
-    # (2, channels + 1, H, N2): the products of B and of P with every C and with Q.
-    v = torch.stack([B * dt, P * dt])[:, None] * rows
-    c, s = half_angles(L, w.real.dtype, w.device)
-    R = _single_sums(v, w, c, s) if half else _pair_sums(v, w, c, s)
-    R_BC, R_BQ, R_PC, R_PQ = R[0, :-1], R[0, -1], R[1, :-1], R[1, -1]
-    k_f = torch.complex(c, s) * (R_BC - c * R_BQ / (1 + c * R_PQ) * R_PC)
-    k: Tensor = torch.fft.irfft(k_f, n=L)
-    return k
+# Not tensor.conj(): its lazy mark is lost inside a custom op under torch.compile.
+conj = torch.conj_physical
+# Elements of p and q each that are in flight at once.
+BLOCK = 1 << 18
 
 
-def half_angles(
-    L: int, dtype: torch.dtype, device: torch.device
-) -> tuple[Float[Tensor, " F"], Float[Tensor, " F"]]:
-    """Return cos and sin of theta/2 = pi j / L for j = 0..L/2, rounded from float64."""
-    angle = math.pi / L * torch.arange(L // 2 + 1, dtype=torch.float64, device=device)
-    c, s = angle.cos(), angle.sin()
-    if L % 2 == 0:
-        # pi/2 is not a float64: the Nyquist node would miss c = 0 by 6e-17.
-        c[-1] = 0.0
-    return c.to(dtype), s.to(dtype)
+def forward(
+    a: Tensor, b: Tensor, wr: Tensor, wi: Tensor, c: Tensor, s: Tensor, gamma: Tensor | None
+) -> Tensor:
+    """Return k_f (channels, H, F, 2).
+
+    Args:
+        a, b: (2, rows, H, N2), products of B and of P with every C and, unless gamma is given, Q.
+        wr, wi: (H, N2) real and imaginary part of w dt.
+        c, s: (F,) as `half_angles` returns them.
+        gamma: the Woodbury factor (H, F, 2), or None to compute it from the rows of Q.
+    """
+    blocks = [
+        torch.view_as_real(_spectrum(a[:, :, h], b[:, :, h], wr[h], wi[h], c, s, _at(gamma, h))[-1])
+        for h in _blocks(wr, c)
+    ]
+    return torch.cat(blocks, dim=1)
 
 
-def _pair_sums(v: Tensor, w: Tensor, c: Tensor, s: Tensor) -> Tensor:
-    wr, wi = w.real[..., None], w.imag[..., None]
-    dr = (c * wr).square() + (c * wi - 2 * s) * (c * wi + 2 * s)
-    di = -4 * s * c * wr
-    ap, aq, bp, bq = _products(2 * v.real, 2 * (v * w.conj()).real, dr, di)
-    return torch.complex(-c * bp - 2 * s * aq, 2 * s * ap - c * bq)
+def backward(
+    g: Tensor,
+    a: Tensor,
+    b: Tensor,
+    wr: Tensor,
+    wi: Tensor,
+    c: Tensor,
+    s: Tensor,
+    gamma: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return (da, db, dwr, dwi) from g = dL/dRe k_f, dL/dIm k_f; the last two empty with gamma."""
+    da, db = torch.empty_like(a), torch.empty_like(b)
+    dwr = torch.empty_like(wr) if gamma is None else wr.new_empty(0)
+    dwi = torch.empty_like(wi) if gamma is None else wi.new_empty(0)
+    for h in _blocks(wr, c):
+        a_h, b_h, wr_h, wi_h = a[:, :, h], b[:, :, h], wr[h], wi[h]
+        p, q, R, factor, _ = _spectrum(a_h, b_h, wr_h, wi_h, c, s, _at(gamma, h))
+        G_BC = torch.view_as_complex(g[:, h]) * torch.complex(c, -s)
+        G = torch.stack([G_BC, -conj(factor) * G_BC])
+        if gamma is None:
+            u = 1 / (1 + c * R[1, -1])
+            G_gamma = -(conj(R[1, :-1]) * G_BC).sum(0)
+            G_Q = torch.stack([c * conj(u) * G_gamma, -c * conj(factor * u) * G_gamma])
+            G = torch.cat([G, G_Q[:, None]], dim=1)
+        sG, cG = 2 * s * G, c * G
+        # (h, rows, F) against (h, F, N2): every sum over nodes is one small matrix product.
+        left = torch.stack([sG.imag, sG.real, cG.real, cG.imag]).flatten(0, 2).transpose(0, 1)
+        on_p, on_q = left @ p.mT, left @ q.mT
+        shape = (4, *G.shape[:2])
+        on_p = on_p.transpose(0, 1).unflatten(0, shape)
+        on_q = on_q.transpose(0, 1).unflatten(0, shape)
+        da[:, :, h] = on_p[0] - on_q[1]
+        db[:, :, h] = -(on_p[2] + on_q[3])
+        if gamma is None:
+            dwr[h], dwi[h] = _pole_gradients(G, a_h, b_h, wr_h, wi_h, c, s, p, q)
+    return da, db, dwr, dwi
 
 
-def _single_sums(v: Tensor, w: Tensor, c: Tensor, s: Tensor) -> Tensor:
-    dr = -c * w.real[..., None]
-    di = 2 * s - c * w.imag[..., None]
-    ap, aq, bp, bq = _products(v.real, v.imag, dr, di)
-    return torch.complex(ap - bq, aq + bp)
+def woodbury(a: Tensor, b: Tensor, wr: Tensor, wi: Tensor, c: Tensor, s: Tensor) -> Tensor:
+    """Return gamma = c R_BQ / (1 + c R_PQ) as planes (H, F, 2); a, b (2, 1, H, N2) of the row Q."""
+    blocks = []
+    for h in _blocks(wr, c):
+        _, _, R = _sums(a[:, :, h], b[:, :, h], wr[h], wi[h], c, s)
+        blocks.append(torch.view_as_real(c * R[0, 0] / (1 + c * R[1, 0])))
+    return torch.cat(blocks)
 
 
-def _products(a: Tensor, b: Tensor, dr: Tensor, di: Tensor) -> tuple[Tensor, ...]:
-    """Sum a and b (2, J, H, N2) over the states against p + i q = 1 / (dr + i di) (H, N2, F)."""
+def _spectrum(
+    a: Tensor, b: Tensor, wr: Tensor, wi: Tensor, c: Tensor, s: Tensor, gamma: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Return p, q (H, N2, F), R (2, rows, H, F), gamma (H, F) and k_f (channels, H, F)."""
+    p, q, R = _sums(a, b, wr, wi, c, s)
+    if gamma is None:
+        factor, C = c * R[0, -1] / (1 + c * R[1, -1]), R[:, :-1]
+    else:
+        factor, C = torch.view_as_complex(gamma), R
+    return p, q, R, factor, torch.complex(c, s) * (C[0] - factor * C[1])
+
+
+def _sums(
+    a: Tensor, b: Tensor, wr: Tensor, wi: Tensor, c: Tensor, s: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    cw, cv = c * wr[..., None], c * wi[..., None]
+    dr = cw.square() + (cv - 2 * s) * (cv + 2 * s)
+    di = -4 * s * cw
     inverse = 1 / (dr.square() + di.square())
     p, q = dr * inverse, -di * inverse
-    # Features first, so that each sum is one small matrix product a feature.
-    ab = torch.stack([a, b]).flatten(0, 2).transpose(0, 1)
+    rows = torch.stack([a, b]).flatten(0, 2).transpose(0, 1)
     shape = (2, *a.shape[:2])
-    out_p = (ab @ p).transpose(0, 1).unflatten(0, shape)
-    out_q = (ab @ q).transpose(0, 1).unflatten(0, shape)
-    return out_p[0], out_q[0], out_p[1], out_q[1]
+    ap, bp = (rows @ p).transpose(0, 1).unflatten(0, shape)
+    aq, bq = (rows @ q).transpose(0, 1).unflatten(0, shape)
+    return p, q, torch.complex(-c * bp - 2 * s * aq, 2 * s * ap - c * bq)
+
+
+def _pole_gradients(
+    G: Tensor,
+    a: Tensor,
+    b: Tensor,
+    wr: Tensor,
+    wi: Tensor,
+    c: Tensor,
+    s: Tensor,
+    p: Tensor,
+    q: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Return dwr, dwi (H, N2): the gradient of every sum through d."""
+    # x = sum_j conj(2 i s a_j - c b_j) G_j, one small matrix product a feature.
+    GT = G.flatten(0, 1).transpose(0, 1)
+    aT, bT = (t.flatten(0, 1).permute(1, 2, 0).to(GT.dtype) for t in (a, b))
+    x = -2j * s * (aT @ GT) - c * (bT @ GT)
+    dd = -conj(torch.complex(p, q)).square() * x
+    dwr = (2 * c.square() * wr[..., None] * dd.real - 4 * s * c * dd.imag).sum(-1)
+    dwi = (2 * c.square() * wi[..., None] * dd.real).sum(-1)
+    return dwr, dwi
+
+
+def _blocks(wr: Tensor, c: Tensor) -> list[slice]:
+    """Cut the features into blocks of about BLOCK elements of p."""
+    H, N2 = wr.shape
+    rows = max(BLOCK // (N2 * c.numel()), 1)
+    return [slice(start, start + rows) for start in range(0, H, rows)]
+
+
+def _at(gamma: Tensor | None, h: slice) -> Tensor | None:
+    return None if gamma is None else gamma[h]

@@ -1,0 +1,31 @@
+"""The backends that every op's own tests run over."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from sssd_hpc.ops import backends
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run a test with the argument `backend` on every backend of the op that its file names."""
+    op = metafunc.module.__name__.rpartition("test_")[2]
+    if "backend" not in metafunc.fixturenames or op not in backends.OPS:
+        return
+    names = [
+        name
+        for name, file in backends.FILES.items()
+        if name != "reference" and importlib.util.find_spec(f"sssd_hpc.ops.{op}.{file}")
+    ]
+    metafunc.parametrize("backend", names)
+
+
+@pytest.fixture
+def opcheck() -> Callable[..., object]:
+    """torch.library.opcheck; filling uninitialised memory would fail its comparison of outputs."""
+    torch.use_deterministic_algorithms(False)
+    return torch.library.opcheck
