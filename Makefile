@@ -22,13 +22,14 @@ SOURCE := $(or $(DATA),$(DEMO)/simulated)
 setup: .venv/installed
 
 # A machine without a GPU takes a CPU wheel of torch where pip can find one.
-.venv/installed: pyproject.toml setup.py constraints.txt
+.venv/installed: pyproject.toml setup.py constraints.txt $(wildcard csrc/*)
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 10) <= v <= (3, 13) \
 	  else "error: python3 is %d.%d; 3.10 to 3.13 is needed, name one with PYTHON=" % v)'
 	@command -v g++ >/dev/null || { echo "error: g++ not found; install a C++ compiler" >&2; exit 2; }
 	@echo "setup: 1/3 torch"
 	@$(PYTHON) -m venv .venv
-	@$(BIN)/python -m pip install -qq --disable-pip-version-check "setuptools>=77" wheel
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt \
+	  "setuptools>=77" wheel ninja
 	@if command -v nvidia-smi >/dev/null; then $(PIP) torch numpy; \
 	  else $(PIP) torch==2.13.0+cpu numpy 2>/dev/null || $(PIP) torch numpy; fi
 	@echo "setup: 2/3 the package and what it needs"
