@@ -1,0 +1,1 @@
+"""The pointwise parts of a residual block, in (batch, H, L) layout throughout."""
