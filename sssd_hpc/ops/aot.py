@@ -24,11 +24,32 @@ prints the table of those whose name has the words; `tests/ops/test_aot.py` hold
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
+import re
+import subprocess
+import sys
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-TARGETS = ("sm_80", "sm_90", "sm_100", "gfx942")
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from sssd_hpc import ops
+from sssd_hpc.errors import UserError
+
+TARGETS = {
+    "sm_80": GPUTarget("cuda", 80, 32),
+    "sm_90": GPUTarget("cuda", 90, 32),
+    "sm_100": GPUTarget("cuda", 100, 32),
+    "gfx942": GPUTarget("hip", "gfx942", 64),
+}
+# One operation of the matrix units, as each maker's disassembler names it.
+MATRIX_UNITS = re.compile(r"\b(?:HMMA|HGMMA|UTC\w*MMA|v_mfma_\w+)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +57,7 @@ class Budget:
     """The most that a binary may use."""
 
     registers: int = 255
-    """32-bit registers a thread; the vector registers on AMD."""
+    """32-bit registers a thread; vector registers on AMD."""
     shared: int = 48 * 1024
     """Bytes of shared memory a program."""
     stack: int = 0
@@ -45,9 +66,15 @@ class Budget:
     """Loads and stores of local memory (registers spilled on AMD)."""
 
 
+DEFAULTS = {"gfx942": Budget(registers=512, shared=64 * 1024)}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Compilation:
-    """One specialisation of one kernel, as it is launched, and what its binary may use."""
+    """One specialisation of one kernel, as it is launched, and what its binary may use.
+
+    `tensor_cores` says whether the binary must use the matrix units or must not.
+    """
 
     name: str
     kernel: Any
@@ -57,3 +84,133 @@ class Compilation:
     divisible: tuple[str, ...] = ()
     budgets: Mapping[str, Budget] = field(default_factory=dict)
     tensor_cores: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Binary:
+    """What the compiler made: the measures of `Budget`, and how many instructions."""
+
+    registers: int
+    shared: int
+    stack: int
+    spills: int
+    matrix: int
+    instructions: int
+    text: str = field(repr=False)
+    """The disassembly."""
+
+
+def collect() -> list[Compilation]:
+    """Gather `COMPILATIONS` of every op's triton.py."""
+    gathered: list[Compilation] = []
+    for package in pkgutil.iter_modules(ops.__path__, f"{ops.__name__}."):
+        if package.ispkg and importlib.util.find_spec(f"{package.name}.triton"):
+            gathered += importlib.import_module(f"{package.name}.triton").COMPILATIONS
+    return gathered
+
+
+def build(compilation: Compilation, target: str) -> Binary:
+    """Compile for one of `TARGETS` and measure the binary.
+
+    Raises:
+        UserError: the kernel was decorated for the interpreter, or its arguments are not all given.
+    """
+    kernel = compilation.kernel
+    if not isinstance(kernel, triton.JITFunction):
+        raise UserError("TRITON_INTERPRET is set: unset it before Python starts, to compile")
+    given = {**compilation.signature, **dict.fromkeys(compilation.constexprs, "constexpr")}
+    if set(given) != set(kernel.arg_names):
+        wrong = sorted(set(given) ^ set(kernel.arg_names))
+        raise UserError(f"{compilation.name}: missing or unknown arguments {', '.join(wrong)}")
+    signature = {name: given[name] for name in kernel.arg_names}
+    aligned = {
+        (index,): [["tt.divisibility", 16]]
+        for index, (name, kind) in enumerate(signature.items())
+        if kind.startswith("*") or name in compilation.divisible
+    }
+    source = ASTSource(kernel, signature, dict(compilation.constexprs), aligned)
+    compiled = triton.compile(source, TARGETS[target], dict(compilation.options))
+    read = _read_amd if target.startswith("gfx") else _read_nvidia
+    return read(compiled)
+
+
+def check(compilation: Compilation, binary: Binary, target: str) -> list[str]:
+    """Return how a binary breaks its budget, one line for each breach."""
+    budget = compilation.budgets.get(target, DEFAULTS.get(target, Budget()))
+    breaches = [
+        f"{compilation.name} on {target}: {what} {used}, at most {most}"
+        for what in ("registers", "shared", "stack", "spills")
+        if (used := getattr(binary, what)) > (most := getattr(budget, what))
+    ]
+    if compilation.tensor_cores != bool(binary.matrix):
+        wanted = "some" if compilation.tensor_cores else "none"
+        breaches.append(
+            f"{compilation.name} on {target}: {binary.matrix} tensor-core instructions, "
+            f"{wanted} expected"
+        )
+    return breaches
+
+
+def _read_nvidia(compiled: Any) -> Binary:
+    # The wheel's own tool: a bare toolkit may lack it, or be older than the target.
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "kernel.cubin"
+        path.write_bytes(compiled.asm["cubin"])
+        usage, sass = (
+            subprocess.run(  # noqa: S603 - our own file through the wheel's own tool
+                [tool, flag, path], capture_output=True, text=True, check=True
+            ).stdout
+            for flag in ("-res-usage", "-sass")
+        )
+    return Binary(
+        registers=_number(r"REG:(\d+)", usage),
+        shared=compiled.metadata.shared,
+        stack=_number(r"STACK:(\d+)", usage),
+        spills=len(re.findall(r"\b(?:LDL|STL)\b", sass)),
+        matrix=len(MATRIX_UNITS.findall(sass)),
+        instructions=len(re.findall(r"/\*[0-9a-f]{4,}\*/ +\S.*;", sass)),
+        text=sass,
+    )
+
+
+def _read_amd(compiled: Any) -> Binary:
+    text = compiled.asm["amdgcn"]
+    return Binary(
+        registers=_number(r"\.vgpr_count:\s*(\d+)", text),
+        shared=compiled.metadata.shared,
+        stack=_number(r"\.private_segment_fixed_size:\s*(\d+)", text),
+        spills=_number(r"\.vgpr_spill_count:\s*(\d+)", text)
+        + _number(r"\.sgpr_spill_count:\s*(\d+)", text),
+        matrix=len(MATRIX_UNITS.findall(text)),
+        instructions=len(re.findall(r"^\t[sv]_|^\t(?:global|ds|buffer)_", text, re.MULTILINE)),
+        text=text,
+    )
+
+
+def _number(pattern: str, text: str) -> int:
+    found = re.search(pattern, text)
+    assert found is not None, f"no {pattern} in what the compiler reports"
+    return int(found[1])
+
+
+def _main(words: list[str]) -> int:
+    breaches = []
+    print(f"{'':48}target   registers shared stack spills matrix instructions")
+    for compilation in collect():
+        if not all(word in compilation.name for word in words):
+            continue
+        for target in TARGETS:
+            made = build(compilation, target)
+            print(
+                f"{compilation.name:48}{target:9}{made.registers:9}{made.shared:7}{made.stack:6}"
+                f"{made.spills:7}{made.matrix:7}{made.instructions:13}",
+                flush=True,
+            )
+            breaches += check(compilation, made, target)
+    print("\n".join(breaches))
+    return bool(breaches)
+
+
+if __name__ == "__main__":
+    sys.exit(_main(sys.argv[1:]))

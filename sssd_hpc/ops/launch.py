@@ -24,9 +24,10 @@ Each such file ends with a list `COMPILATIONS`: see `sssd_hpc.ops.aot`.
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from typing import Any, no_type_check
 
+import numpy as np
 import torch
 import triton
 import triton.language as tl
@@ -69,7 +70,10 @@ def on(x: Tensor) -> AbstractContextManager[Any]:
     """
     if reason := unusable(x):
         raise UserError(reason)
-    return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
+    if interpreted():
+        # As on a device, arithmetic on NaN and infinity is no event.
+        return np.errstate(all="ignore")
+    return torch.cuda.device(x.device)
 
 
 def version() -> tuple[int, int]:
@@ -88,6 +92,11 @@ def block(n: int, least: int, most: int) -> int:
     return max(least, min(most, 1 << (n - 1).bit_length()))
 
 
+def widened(tile: int) -> int:
+    """Return `tile`, fourfold in the interpreter: its time goes by operations, not by numbers."""
+    return 4 * tile if interpreted() else tile
+
+
 @triton.jit
 @no_type_check
 def dot(a, b, accumulator, precision: tl.constexpr):
@@ -100,3 +109,19 @@ def dot(a, b, accumulator, precision: tl.constexpr):
         a = a.to(tl.float32)
         b = b.to(tl.float32)
     return tl.dot(a, b, accumulator, input_precision=precision)
+
+
+@triton.jit
+@no_type_check
+def load_complex(X, at, mask):
+    """Load complex numbers, kept as pairs, whole; return their real and imaginary parts."""
+    pairs = X + 2 * tl.expand_dims(at, -1) + tl.arange(0, 2)
+    return tl.split(tl.load(pairs, mask=tl.expand_dims(mask, -1), other=0.0))
+
+
+@triton.jit
+@no_type_check
+def store_complex(X, at, re, im, mask):
+    """Store complex numbers whole: parts one by one would leave each memory sector half written."""
+    pairs = X + 2 * tl.expand_dims(at, -1) + tl.arange(0, 2)
+    tl.store(pairs, tl.join(re, im), mask=tl.expand_dims(mask, -1))
