@@ -5,11 +5,11 @@
 //     normal(x, &cdf, &pdf)       Phi(x) and phi(x) of the standard normal distribution; then
 //                                 gelu(x) = x Phi(x) and gelu'(x) = Phi(x) + x phi(x)
 //
-// of a float, a double, a Lanes<float> or a Lanes<double>. No branches for float, so that loops over
-// scalars vectorise as well; doubles go through the C library, one by one. NaN and infinities are as
-// in C. Largest errors in float: exponential 1 unit of the last place, subnormal results included;
-// cdf 1.5e-7 (two units of 1/2) and, for x < 0, 6e-6 of itself; pdf 5e-8. Both tails are exactly 0
-// past |x| = 12.6, where the truth is below 1e-35.
+// of a float, a double, a Lanes<float> or a Lanes<double>. No branches for float, so that loops
+// over scalars vectorise as well; doubles go through the C library, one by one. NaN and infinities
+// are as in C. Largest errors in float: exponential 1 unit of the last place, subnormal results
+// included; cdf 1.5e-7 (two units of 1/2) and, for x < 0, 6e-6 of itself; pdf 5e-8. Both tails are
+// exactly 0 past |x| = 12.6, where the truth is below 1e-35.
 
 template <class To, class From>
 SSSD_INLINE To bits_as(From from) {
@@ -43,8 +43,8 @@ SSSD_INLINE V exponential_of(V x) {
   return p * bits_as<V>((half + 127) << 23) * bits_as<V>((whole - half + 127) << 23);
 }
 
-// Phi(-a) = e^{-a^2/2} t P(u) with a = |x|, t = 1 / (1 + 0.4 a) and u = 1 - t = 0.4 a t. P is fitted
-// for the least error of Phi (2e-8), in u because near a = 0 the rounding of t would spoil it.
+// Phi(-a) = e^{-a^2/2} t P(u) with a = |x|, t = 1 / (1 + 0.4 a) and u = 1 - t = 0.4 a t. P is
+// fitted for the least error of Phi (2e-8), in u because the rounding of t would spoil it near 0.
 template <class I, class V>
 SSSD_INLINE void normal_of(V x, V* cdf, V* pdf) {
   V a = x < V{} ? -x : x;
