@@ -48,9 +48,10 @@ void forward(const Tensor& v_, const Tensor& z_, const Tensor& w_, Tensor& r_) {
   const int64_t R = v_.size(0), N2 = v_.size(1), L = z_.size(1);
   const int64_t step = z_.size(0) == 1 ? 0 : 2 * L;
   auto* row = SSSD_BEST(cauchy_forward_row<T>);
-  // A piece is a tile or more of one row: few rows keep all threads busy as well.
+  // A piece is one tile of a row where there are few rows, else all of them.
   const int64_t tile = sssd::kCauchyTile, tiles = (L + tile - 1) / tile;
-  const int64_t per_piece = R >= 64 ? tiles : 1, pieces = (tiles + per_piece - 1) / per_piece;
+  const int64_t per_piece = R >= 4 * at::get_num_threads() ? tiles : 1;
+  const int64_t pieces = (tiles + per_piece - 1) / per_piece;
   at::parallel_for(0, R * pieces, 1, [&](int64_t begin, int64_t end) {
     sssd::Scratch<T> scratch(4 * tile);
     for (int64_t i = begin; i < end; ++i) {

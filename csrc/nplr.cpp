@@ -67,10 +67,10 @@ sssd::NplrProblem<T> problem_of(
 template <class T>
 void forward(const sssd::NplrProblem<T>& problem, T* k_f) {
   auto* feature = SSSD_BEST(nplr_forward_feature<T>);
-  // A piece is a tile or more of one feature: few features keep all threads busy as well.
+  // A piece is one tile of a feature where there are few features, else all of them.
   const int64_t tile = sssd::kNplrTile<T>;
   const int64_t tiles = (problem.F + tile - 1) / tile;
-  const int64_t per_piece = problem.H >= 64 ? tiles : 1;
+  const int64_t per_piece = problem.H >= 4 * at::get_num_threads() ? tiles : 1;
   const int64_t pieces = (tiles + per_piece - 1) / per_piece;
   at::parallel_for(0, problem.H * pieces, 1, [&](int64_t begin, int64_t end) {
     sssd::Scratch<T> scratch(problem.forward_scratch());

@@ -7,9 +7,10 @@
 
 namespace sssd {
 
-// Nodes that are worked on at a time: a few vectors of any level, for float and for double.
+// Nodes that are worked on at a time: a few vectors of any level, and 32 states stay in the
+// smallest cache.
 template <class T>
-constexpr int64_t kNplrTile = 512 / static_cast<int64_t>(sizeof(T));
+constexpr int64_t kNplrTile = 256 / static_cast<int64_t>(sizeof(T));
 
 // Values of the widest vector.
 template <class T>
