@@ -144,8 +144,11 @@ class TrainConfig:
     """Newest checkpoints kept; older ones are removed."""
     log_every: int = 400
     """Samples between lines of metrics.jsonl."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """bf16: autocast of linear layers over float32 weights; S4 kernels and FFTs stay float32."""
+    precision: Literal["fp32", "tf32", "bf16"] = "fp32"
+    """On a GPU tf32 lets tensor cores round operands of float32 products and convolutions; bf16
+    also runs linear layers under autocast, over float32 weights. S4 kernels stay float32."""
+    activation_checkpointing: bool = False
+    """Compute each block's activations again in backward: a third more time, less memory."""
     seed: int = 0
     """Seed of the weights, the order of records and the noise."""
     folds: str = "1-8"

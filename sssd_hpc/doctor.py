@@ -95,12 +95,18 @@ def _gpu() -> Finding:
 
 def _ops() -> list[Finding]:
     try:
+        import torch
+
         from sssd_hpc.ops import backends
     except ImportError as error:
         return [Finding("ops", False, str(error), True)]
+    devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
     return [
-        Finding(f"op {op} [{backend}]", usable, reason or "one row ran", backend == "torch")
-        for op, backend, usable, reason in backends.report()
+        Finding(
+            f"op {op} [{backend}] on {device}", usable, reason or "one row ran", backend == "torch"
+        )
+        for device in devices
+        for op, backend, usable, reason in backends.report(device)
     ]
 
 

@@ -15,7 +15,7 @@ from sssd_hpc import cli, doctor
 def test_this_machine_can_run_the_main_job(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["doctor", "--json"]) == 0
     findings = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
-    for name in ("torch", "wfdb", "deepspeed", "disk", "op nplr [torch]"):
+    for name in ("torch", "wfdb", "deepspeed", "disk", "op nplr [torch] on cpu"):
         assert findings[name]["usable"], findings[name]
     assert all(row["detail"] for row in findings.values())
 

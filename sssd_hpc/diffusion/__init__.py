@@ -3,6 +3,7 @@
 Knows no network: a denoiser is any callable `eps_hat = denoiser(x_t, t, labels)`.
 """
 
+from sssd_hpc.diffusion.capture import captured
 from sssd_hpc.diffusion.loss import epsilon_loss, velocity_loss
 from sssd_hpc.diffusion.samplers import Denoiser, ancestral_sample, from_velocity, guided
 from sssd_hpc.diffusion.schedule import NoiseSchedule, q_sample
@@ -11,6 +12,7 @@ __all__ = [
     "Denoiser",
     "NoiseSchedule",
     "ancestral_sample",
+    "captured",
     "epsilon_loss",
     "from_velocity",
     "guided",

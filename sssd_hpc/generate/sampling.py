@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import torch
 
-from sssd_hpc.diffusion import Denoiser, NoiseSchedule, from_velocity, guided
+from sssd_hpc.diffusion import Denoiser, NoiseSchedule, captured, from_velocity, guided
 from sssd_hpc.ecg.leads import EIGHT, LEADS
 from sssd_hpc.ecg.store import Store
 from sssd_hpc.errors import UserError
@@ -111,12 +111,12 @@ def sample(
         if broken is not None and not broken:
             _log.info("%s is finished and every hash is right", out)
             return 0
-        denoiser: Denoiser = model.to(device).for_sampling(metadata["length"])
+        denoiser: Denoiser = model.to(device).for_sampling(metadata["length"], schedule.num_steps)
         del model
         if metadata["prediction"] == "velocity":
             denoiser = from_velocity(denoiser, schedule.to(device))
         ready = Sampler(
-            denoiser=guided(denoiser, guidance),
+            denoiser=captured(guided(denoiser, guidance)),
             schedule=schedule,
             leads=tuple(metadata["leads"]),
             length=metadata["length"],

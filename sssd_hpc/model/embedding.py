@@ -88,19 +88,27 @@ class RowLabels(nn.Module):
         """Embed the labels.
 
         Raises:
-            UserError: an unknown label, and there is no row for it.
+            UserError: an unknown label, and there is no row for it (on a GPU a device assertion).
         """
         table: Tensor = self.table
         if not self.has_unknown:
-            if bool((labels < 0).any()):
-                raise UserError(
-                    "labels hold -1 (unknown) but label_embedding 'frozen' has no unknown row; "
-                    "use 'nle', or turn label dropout and guidance off"
-                )
+            _refuse_unknown(labels)
             table = torch.cat([table[:, :1], table[:, 1:].detach()], dim=1)
         rows = table[torch.arange(labels.shape[1], device=labels.device), labels]
         folded = rows if self.fold is None else self.fold(rows)
         return folded.squeeze(1)
+
+
+def _refuse_unknown(labels: Tensor) -> None:
+    message = (
+        "labels hold -1 (unknown) but label_embedding 'frozen' has no unknown row; "
+        "use 'nle', or turn label dropout and guidance off"
+    )
+    if labels.device.type == "cuda" or torch.compiler.is_compiling():
+        # Asserted on the device: neither a CUDA graph nor a compiled one can wait for an answer.
+        torch._assert_async((labels >= 0).all(), message)
+    elif bool((labels < 0).any()):
+        raise UserError(message)
 
 
 def embed_labels(kind: LabelKind, num_labels: int, label_dim: int) -> SumLabels | RowLabels:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import copy
 import math
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float
@@ -15,10 +16,12 @@ from torch import Tensor, nn
 from torch.nn.functional import relu
 from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import weight_norm
+from torch.utils.checkpoint import checkpoint
 
 from sssd_hpc.errors import UserError
 from sssd_hpc.model.embedding import LabelKind, StepEmbedding, embed_labels
-from sssd_hpc.s4 import S4Layer
+from sssd_hpc.ops import gate, pointwise, residual_skip
+from sssd_hpc.s4 import KernelBank, S4Layer
 from sssd_hpc.s4.layer import KernelKind
 
 # Larger means a mistaken or hostile config: HiPPO needs an N x N eigenproblem, and no tensor of an
@@ -28,7 +31,7 @@ MAX_LMAX = 1 << 20
 
 
 class Block(nn.Module):
-    """One residual block: step, convolution, S4, labels, S4, gate; returns residual and skip."""
+    """One residual block: step, convolution, S4, labels, S4, gate, residual and skip."""
 
     def __init__(self, channels: int, step_dim: int, label_dim: int, s4: dict[str, Any]) -> None:
         super().__init__()
@@ -43,15 +46,32 @@ class Block(nn.Module):
     def forward(
         self,
         x: Float[Tensor, "batch channel L"],
-        step: Float[Tensor, "batch step"],
-        label: Float[Tensor, "batch label"],
+        skips: Float[Tensor, "batch channel L"],
+        step: Float[Tensor, "batch channel"],
+        label: Float[Tensor, "batch feature"],
+        kernel_in: Float[Tensor, "2 feature L"] | None = None,
+        kernel_out: Float[Tensor, "2 feature L"] | None = None,
+        *,
+        last: bool = False,
     ) -> tuple[Float[Tensor, "batch channel L"], Float[Tensor, "batch channel L"]]:
-        """Return the block's output (x + residual) / sqrt(2) and its skip."""
-        h = self.conv(x + self.step(step)[..., None])
-        h = self.s4_in(h) + self.label(label)[..., None]
-        filtered, gate = self.s4_out(h).chunk(2, dim=1)
-        h = filtered.tanh() * gate.sigmoid()
-        return (x + self.res(h)) * math.sqrt(0.5), self.skip(h)
+        """Return the block's output (x + residual) / sqrt(2) and the sum of skips with its own.
+
+        Args:
+            x: output of the block before.
+            skips: sum of the skips of all blocks before.
+            step: `self.step` of the step embedding.
+            label: `self.label` of the label embedding.
+            kernel_in, kernel_out: the kernels of the S4 layers, or None to let them generate.
+            last: nobody wants the output: return x in its place.
+        """
+        h = self.conv(x + step[..., None])
+        h = self.s4_in(h, label, kernel_in)
+        h = gate(self.s4_out(h, None, kernel_out))
+        if last:
+            return x, skips + pointwise(h, self.skip.weight[..., 0], self.skip.bias)
+        weight = torch.cat([self.res.weight, self.skip.weight])[..., 0]
+        bias = torch.cat([self.res.bias, self.skip.bias])
+        return residual_skip(h, x, skips, weight, bias)
 
 
 class SSSDECG(nn.Module):
@@ -70,10 +90,9 @@ class SSSDECG(nn.Module):
         step_dims: widths of the step embedding: sinusoids (even), first and second linear layer.
         kernel: "half" for old public checkpoints, see `S4Layer`.
         stored_nodes: as in `S4Layer`.
-        kernel_basis_mb: where the frozen kernel bases of all S4 layers together take at most this
-            many MiB (2 num_blocks * 2 channels * d_state * lmax * 4 bytes) they are kept, and a
-            training step generates no kernel; above it every step generates them. The papers' size
-            (9.4 GB) lies above the default.
+
+    Set the attribute `activation_checkpointing` to compute each block's inner activations again in
+    backward instead of keeping them: about a third more time for a fraction of the memory.
 
     Raises:
         UserError: a size that no model can have.
@@ -95,7 +114,6 @@ class SSSDECG(nn.Module):
         step_dims: tuple[int, int, int] = (128, 512, 512),
         kernel: KernelKind = "conjugate",
         stored_nodes: bool = False,
-        kernel_basis_mb: int = 1024,
     ) -> None:
         super().__init__()
         self.config: dict[str, Any] = {
@@ -116,20 +134,21 @@ class SSSDECG(nn.Module):
         self.leads: tuple[str, ...] | None = None
         """Names of the leads in order, where known."""
 
-        basis_bytes = 2 * num_blocks * 2 * channels * d_state * lmax * 4
-        s4 = {
-            "d_state": d_state,
-            "lmax": lmax,
-            "kernel": kernel,
-            "stored_nodes": stored_nodes,
-            "frozen_basis": basis_bytes <= kernel_basis_mb << 20,
-        }
+        self.activation_checkpointing = False
+
+        s4 = {"d_state": d_state, "lmax": lmax, "kernel": kernel, "stored_nodes": stored_nodes}
         self.init_conv = weight_norm(nn.Conv1d(num_leads, channels, 1))
         self.step_embedding = StepEmbedding(step_dims)
         self.label_embedding = embed_labels(label_embedding, num_labels, label_dim)
         self.blocks = nn.ModuleList(
             Block(channels, step_dims[2], label_dim, s4) for _ in range(num_blocks)
         )
+        self.kernels = KernelBank([m for m in self.blocks.modules() if isinstance(m, S4Layer)])
+        # Set by `for_sampling` alone: the step projections of every block, tabulated, and the label
+        # projections of every block as one linear layer.
+        self.step_table: Tensor | None
+        self.register_buffer("step_table", None, persistent=False)
+        self.label_projections: nn.Linear | None = None
         self.skip_conv = weight_norm(nn.Conv1d(channels, channels, 1))
         self.head = nn.Conv1d(channels, num_leads, 1)
         for parameter in self.head.parameters():
@@ -150,41 +169,71 @@ class SSSDECG(nn.Module):
 
         Raises:
             UserError: shapes or dtypes that do not fit, labels out of range (checked on the CPU
-                only, where looking costs nothing), L over lmax.
+                only, where looking costs nothing, and not under torch.compile), L over lmax.
         """
         self._check(x_t, t, labels)
-        step = self.step_embedding(t)
-        label = self.label_embedding(labels)
+        steps, projected = self._conditions(t, labels)
+        kernels = self.kernels(x_t.shape[-1])
         x = relu(self.init_conv(x_t)).to(x_t.dtype)
         skips = torch.zeros_like(x)
-        for block in self.blocks:
-            x, skip = block(x, step, label)
-            skips = skips + skip
+        for i, block in enumerate(self.blocks):
+            arguments = (x, skips, steps[i], projected[i], kernels[2 * i], kernels[2 * i + 1])
+            last = i == len(self.blocks) - 1
+            if self.activation_checkpointing and torch.is_grad_enabled():
+                x, skips = checkpoint(block, *arguments, last=last, use_reentrant=False)
+            else:
+                x, skips = block(*arguments, last=last)
         y = relu(self.skip_conv(skips * math.sqrt(1 / len(self.blocks))))
         eps_hat: Tensor = self.head(y).to(x_t.dtype)
         return eps_hat
+
+    def _conditions(self, t: Tensor, labels: Tensor) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+        """Return each block's projection of the step (batch, channel) and labels (batch, 2C)."""
+        label, blocks = self.label_embedding(labels), cast("Sequence[Block]", self.blocks)
+        if self.step_table is None or self.label_projections is None:
+            step = self.step_embedding(t)
+            return (
+                [block.step(step) for block in blocks],
+                [block.label(label) for block in blocks],
+            )
+        return (
+            self.step_table[t].chunk(len(blocks), dim=1),
+            self.label_projections(label).chunk(len(blocks), dim=1),
+        )
 
     @property
     def has_unknown(self) -> bool:
         """Whether unknown labels (-1) have rows of their own, which guidance needs."""
         return self.label_embedding.has_unknown
 
-    def for_sampling(self, length: int) -> SSSDECG:
+    def for_sampling(self, length: int, num_steps: int = 0) -> SSSDECG:
         """Return a copy for signals of `length` samples whose steps generate nothing.
 
-        The spectrum of every S4 kernel is computed once, weight norm is folded into the weights and
-        no gradient is kept. The copy cannot be trained or saved; the original is untouched.
+        The spectrum of every S4 kernel is computed once, weight norm is folded into the weights,
+        the labels are projected for all blocks at once and, given `num_steps`, the step projections
+        are looked up. No gradient is kept. The copy cannot be trained or saved; the original is
+        untouched.
+
+        Args:
+            length: samples of the signals to come.
+            num_steps: steps t of 0..num_steps-1 to tabulate; 0 tabulates none.
 
         Raises:
             UserError: `length` is over lmax, or this is such a copy.
         """
-        model = copy.deepcopy(self).eval()
+        model = copy.deepcopy(self).eval().requires_grad_(False)
+        model.activation_checkpointing = False
         for module in list(model.modules()):
             if isinstance(module, S4Layer):
                 module.freeze(length)
             for name, child in module.named_children():
                 if parametrize.is_parametrized(child, "weight"):
                     setattr(module, name, _folded(child))
+        if num_steps:
+            t = torch.arange(num_steps, device=model.head.weight.device)
+            step, blocks = model.step_embedding(t), cast("Sequence[Block]", model.blocks)
+            model.step_table = torch.cat([block.step(step) for block in blocks], dim=1)
+            model.label_projections = _stacked([block.label for block in blocks])
         return model.requires_grad_(False)
 
     def _check(self, x_t: Tensor, t: Tensor, labels: Tensor) -> None:
@@ -201,8 +250,18 @@ class SSSDECG(nn.Module):
                 f"labels are {labels.dtype} {tuple(labels.shape)}; "
                 f"they must be int64 ({batch}, {num_labels})"
             )
-        if labels.device.type == "cpu" and bool(((labels < -1) | (labels > 1)).any()):
+        look = labels.device.type == "cpu" and not torch.compiler.is_compiling()
+        if look and bool(((labels < -1) | (labels > 1)).any()):
             raise UserError("labels must be 1 (present), 0 (absent) or -1 (unknown)")
+
+
+def _stacked(layers: Sequence[nn.Module]) -> nn.Linear:
+    """Return the linear layers of one input as one, their outputs side by side."""
+    weight = torch.cat([layer.get_parameter("weight") for layer in layers])
+    bias = torch.cat([layer.get_parameter("bias") for layer in layers])
+    stacked = nn.Linear(weight.shape[1], weight.shape[0], device="meta")
+    stacked.load_state_dict({"weight": weight, "bias": bias}, assign=True)
+    return stacked
 
 
 def _folded(conv: nn.Module) -> nn.Conv1d:

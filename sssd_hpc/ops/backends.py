@@ -36,7 +36,7 @@ WIDE = (torch.float32, torch.float64)
 
 
 # Constant under torch.compile: the choice is made while tracing.
-@torch.compiler.assume_constant_result
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def resolve(op: str, backend: str, device: str, dtype: torch.dtype) -> str:
     """Return the name of the backend that runs `op` on a device type in a real dtype.
 
@@ -109,7 +109,7 @@ def _automatic(op: str, wish: str, device: str, dtype: torch.dtype) -> str:
         logger.info("%s: backend %s on %s, from %s", op, name, device, VARIABLE)
         return name
     order = AUTO_ORDER.get(device, ("torch",))
-    reasons = []
+    reasons: list[str] = []
     for name in order:
         reason = _unusable(op, name, device, dtype)
         if not reason:

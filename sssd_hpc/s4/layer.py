@@ -16,25 +16,31 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from sssd_hpc.errors import UserError
-from sssd_hpc.ops import bidirectional_conv, nplr_kernel
-from sssd_hpc.ops.fftconv.plain import convolve, spectrum
+from sssd_hpc.ops import (
+    FrozenNplr,
+    Spectrum,
+    bidirectional_conv,
+    convolve,
+    freeze,
+    frozen_kernel,
+    nplr_kernel,
+    pointwise,
+    prepare,
+    residual_norm,
+)
 from sssd_hpc.ops.nplr import reference
 from sssd_hpc.s4 import hippo
 
 KernelKind: TypeAlias = Literal["conjugate", "half"]
 
 DT_MIN, DT_MAX = 1e-3, 1e-1
-# Features whose basis is built at once: bounds the memory of the float64 intermediates.
-BASIS_ROWS = 16
 
 
 class S4Layer(nn.Module):
     """Compute LayerNorm_H(x + W GELU(k * x + D x) + b), k from C by the DPLR generating function.
 
-    Since only C trains, k is linear in its N real coefficients. With `frozen_basis` the N kernels
-    of the unit coefficients are generated once, in float64, and a step's kernel is one small matrix
-    product a feature. The basis takes H * N * lmax * 4 bytes, follows the buffers when they move or
-    load, and is never saved. Without it every step generates its kernel.
+    Since only C trains, a step's kernel takes the frozen path of `ops.nplr`: its constants follow
+    the buffers when they move or load, and are never saved.
 
     Args:
         d_model: features H.
@@ -43,7 +49,6 @@ class S4Layer(nn.Module):
         kernel: "half" leaves out the conjugate states, as public checkpoints trained without the
             CUDA extension did; for those only.
         stored_nodes: keep the rounded nodes of a public checkpoint and the textbook formula.
-        frozen_basis: trade memory for kernel generation, as above.
 
     Source: S4 (arXiv:2111.00396); SSSD-ECG (arXiv:2301.08227).
     """
@@ -56,13 +61,13 @@ class S4Layer(nn.Module):
         lmax: int,
         kernel: KernelKind = "conjugate",
         stored_nodes: bool = False,
-        frozen_basis: bool = True,
     ) -> None:
         super().__init__()
         self.lmax = lmax
         self.single_states = kernel == "half"
-        self.frozen_basis = frozen_basis
-        self._basis: Tensor | None = None
+        self.revision = 0
+        """Counts how often the buffers moved or were loaded: what depends on them is then stale."""
+        self._constants: FrozenNplr | None = None
         nplr = hippo.nplr(d_state)
 
         def every_feature(vector: Any) -> Tensor:
@@ -89,6 +94,7 @@ class S4Layer(nn.Module):
         # Set by `freeze` alone: the constant spectrum that replaces C and the buffers.
         self.spectrum: Tensor | None
         self.register_buffer("spectrum", None, persistent=False)
+        self.spectrum_backend = ""
 
         C = torch.randn(2, d_model, d_state // 2, dtype=torch.complex64)
         C = hippo.correct_length(C, log_dt, lmax)
@@ -97,36 +103,64 @@ class S4Layer(nn.Module):
         self.output = nn.Conv1d(d_model, d_model, 1)
         self.norm = nn.LayerNorm(d_model)
 
-    def forward(self, x: Float[Tensor, "batch H L"]) -> Float[Tensor, "batch H L"]:
+    def forward(
+        self,
+        x: Float[Tensor, "batch H L"],
+        shift: Float[Tensor, "batch H"] | None = None,
+        kernel: Float[Tensor, "2 H L"] | None = None,
+    ) -> Float[Tensor, "batch H L"]:
         """Apply the layer.
+
+        Args:
+            x: input.
+            shift: what is added to the output of every sample, or None.
+            kernel: what `self.kernel(L)` would return, where somebody generated it already.
 
         Raises:
             UserError: L is over `lmax`, or not the length the layer was frozen for.
         """
-        x = x + self.output(self.mix(x))
-        # On a CPU a transposed view beats mean and variance over dim 1, and a contiguous copy of
-        # the result does not pay.
-        y: Tensor = self.norm(x.transpose(1, 2)).transpose(1, 2)
-        return y
+        assert self.output.bias is not None
+        y = pointwise(self.mix(x, kernel), self.output.weight[..., 0], self.output.bias)
+        return residual_norm(x, y, self.norm.weight, self.norm.bias, shift, self.norm.eps)
 
-    def mix(self, x: Float[Tensor, "batch H L"]) -> Float[Tensor, "batch H L"]:
-        """Return GELU(k * x + D x) in float32 or wider: the part that mixes along time."""
+    def mix(
+        self, x: Float[Tensor, "batch H L"], kernel: Float[Tensor, "2 H L"] | None = None
+    ) -> Float[Tensor, "batch H L"]:
+        """Return GELU(k * x + D x): the part that mixes along time."""
         L = x.shape[-1]
         if self.spectrum is None:
-            return bidirectional_conv(x, self.kernel(L), self.D)
+            kernel = self.kernel(L) if kernel is None else kernel
+            return bidirectional_conv(x, kernel, self.D)
         if self.lmax != L:
             raise UserError(
                 f"this copy of the model was made for_sampling({self.lmax}) but the input has "
                 f"{L} samples; make one for {L}"
             )
-        with torch.autocast(x.device.type, enabled=False):
-            return convolve(x.to(self.D.dtype), self.spectrum, "gelu")
+        return convolve(x, Spectrum(self.spectrum, L, self.spectrum_backend))
+
+    @property
+    def trains_c_alone(self) -> bool:
+        """Whether kernels take the frozen path: all but those of old public checkpoints."""
+        return self.omega is None and not self.single_states
 
     def kernel(self, length: int) -> Float[Tensor, "2 H length"]:
         """Return the forward and backward kernels, cut to `length` samples.
 
         Raises:
             UserError: `length` is over `lmax`, or the layer was cast to half precision.
+        """
+        self.check(length)
+        if not self.trains_c_alone:
+            return self._generate(torch.view_as_complex(self.C))[..., :length]
+        if self._constants is None:
+            self._constants = self.constants()
+        return frozen_kernel(self.C, self._constants)[..., :length]
+
+    def check(self, length: int) -> None:
+        """Check that kernels of `length` samples can be generated.
+
+        Raises:
+            UserError: see `kernel`.
         """
         if length > self.lmax:
             raise UserError(
@@ -138,17 +172,18 @@ class S4Layer(nn.Module):
                 f"the S4 kernel's parameters are {self.C.dtype}; keep the model in float32 and "
                 "use autocast for the rest"
             )
-        with torch.autocast(self.C.device.type, enabled=False):
-            if not self.frozen_basis:
-                return self._generate(torch.view_as_complex(self.C), slice(None))[..., :length]
-            if self._basis is None:
-                self._basis = self._unit_kernels()
-            coefficients = self.C.transpose(0, 1).flatten(2)
-            return (coefficients @ self._basis[..., :length]).transpose(0, 1)
+
+    # Not inference tensors, wherever they are first asked for: training saves them for backward.
+    @torch.inference_mode(False)
+    def constants(self) -> FrozenNplr:
+        """Return what `frozen_kernel` needs besides C."""
+        return freeze(self.w, self.P, self.Q, self.B, self.log_dt, self.lmax, self.C.dtype)
 
     @torch.no_grad()
     def freeze(self, length: int) -> None:
         """Keep the kernel's spectrum for inputs of `length` samples, drop what generates it.
+
+        The kernel is generated in float64: it is made once.
 
         Raises:
             UserError: `length` is over `lmax`, or the layer is frozen already.
@@ -158,43 +193,37 @@ class S4Layer(nn.Module):
                 f"this copy of the model was made for_sampling({self.lmax}) and generates no other "
                 "kernel; call for_sampling on the model itself"
             )
-        self.spectrum = spectrum(self.kernel(length), self.D)
+        self.check(length)
+        C = torch.view_as_complex(self.C)
+        kernel = self._generate(C.to(torch.complex128) if self.omega is None else C)
+        kernel = kernel[..., :length].to(self.D.dtype)
+        self.spectrum, _, self.spectrum_backend = prepare(kernel, self.D, self.D.dtype)
         self.lmax = length
-        self._basis = self.C = self.omega = self.z = None  # type: ignore[assignment]
+        self._constants = self.C = self.omega = self.z = None  # type: ignore[assignment]
         self.log_dt = self.w = self.P = self.Q = self.B = None  # type: ignore[assignment]
 
-    # Not an inference tensor, wherever it is first asked for: training saves it for backward.
-    @torch.inference_mode(False)
-    @torch.no_grad()
-    def _unit_kernels(self) -> Float[Tensor, "H N lmax"]:
-        """Generate the kernel of each real coefficient of C, in the order of C's last two axes."""
-        H, N2 = self.w.shape[:2]
-        eye = torch.eye(N2, dtype=torch.complex128, device=self.w.device)
-        units = torch.stack([eye, 1j * eye], dim=1).flatten(0, 1)
-        blocks = []
-        for start in range(0, H, BASIS_ROWS):
-            rows = slice(start, min(start + BASIS_ROWS, H))
-            C = units[:, None].expand(-1, rows.stop - rows.start, -1)
-            blocks.append(self._generate(C, rows).to(self.C.dtype).transpose(0, 1))
-        return torch.cat(blocks)
-
-    def _generate(self, C: Tensor, rows: slice) -> Tensor:
-        """Generate the kernels of C (channels, rows, N2) over the full length."""
+    def _generate(self, C: Tensor) -> Tensor:
+        """Generate the kernels of C (channels, H, N2) over the full length by the general op."""
         planes = (self.w, self.P, self.Q, self.B)
-        w, P, Q, B = (torch.view_as_complex(plane[rows]).to(C.dtype) for plane in planes)
-        log_dt = self.log_dt[rows].to(C.real.dtype)
+        w, P, Q, B = (torch.view_as_complex(plane).to(C.dtype) for plane in planes)
+        log_dt = self.log_dt.to(C.real.dtype)
         if self.omega is None or self.z is None:
             return nplr_kernel(w, P, Q, B, C, log_dt, self.lmax, half=self.single_states)
         nodes = (torch.view_as_complex(self.omega), torch.view_as_complex(self.z))
-        return reference.run(w, P, Q, B, C, log_dt, self.lmax, self.single_states, nodes)
+        with torch.autocast(C.device.type, enabled=False):
+            return reference.run(w, P, Q, B, C, log_dt, self.lmax, self.single_states, nodes)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> S4Layer:
-        self._basis = None
+        self._forget()
         super()._apply(fn, recurse)
         return self
 
     def _load_from_state_dict(
         self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
-        self._basis = None
+        self._forget()
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+    def _forget(self) -> None:
+        self._constants = None
+        self.revision += 1

@@ -43,7 +43,9 @@ def build_model(config: Config, store: Store) -> SSSDECG:
     """Return the untrained model; its weights are decided by `train.seed`."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.train.seed)
-        return SSSDECG(**model_arguments(config, store))
+        model = SSSDECG(**model_arguments(config, store))
+    model.activation_checkpointing = config.train.activation_checkpointing
+    return model
 
 
 def schedule_arguments(config: Config) -> dict[str, Any]:

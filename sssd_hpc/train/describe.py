@@ -6,8 +6,6 @@ on a laptop. Trains and writes nothing.
 
 from __future__ import annotations
 
-import sys
-
 import torch
 from torch import Tensor
 
@@ -55,24 +53,20 @@ def _memory(config: Config, model: SSSDECG, store: Store) -> str:
         "AdamW moments": 2 * weights,
         "moving average": weights,
         "buffers": buffers,
-        "activations": _activations(config, model, store),
+        "activations": _activations(config, store),
     }
     listed = ", ".join(f"{name} {size / GIB:.2f}" for name, size in parts.items())
     return (
         f"memory: about {sum(parts.values()) / GIB:.2f} GiB ({listed}); activations are what "
-        "autograd keeps from forward to backward in float32, kernel bases included; temporaries "
-        "and libraries come on top"
+        "autograd keeps from forward to backward in float32, the kernels' constants included; "
+        "temporaries and libraries come on top"
     )
 
 
-def _activations(config: Config, model: SSSDECG, store: Store) -> int:
+def _activations(config: Config, store: Store) -> int:
     """Extrapolate the bytes kept by 1 and 2 blocks on 1 and 2 records: linear in either."""
     blocks, batch = config.model.num_blocks, config.train.batch_size
-    keeps_basis = any(getattr(module, "frozen_basis", False) for module in model.modules())
-    arguments = {
-        **model_arguments(config, store),
-        "kernel_basis_mb": sys.maxsize >> 20 if keeps_basis else 0,
-    }
+    arguments = model_arguments(config, store)
     small = {n: SSSDECG(**{**arguments, "num_blocks": n}) for n in (1, 2)}
     kept = {(n, b): _saved_bytes(small[n], b, store.length) for n in (1, 2) for b in (1, 2)}
     per_block, per_record = kept[2, 1] - kept[1, 1], kept[1, 2] - kept[1, 1]

@@ -86,7 +86,7 @@ def open_engine(
             compiler for DeepSpeed's operation.
     """
     refuse_complex(model)
-    with process_group() as (device, world_size):
+    with _matmul_precision(train.precision), process_group() as (device, world_size):
         with _quiet():
             import deepspeed
 
@@ -100,6 +100,17 @@ def open_engine(
             yield Engine(wrapped, device, world_size)
         finally:
             wrapped.destroy()
+
+
+@contextlib.contextmanager
+def _matmul_precision(precision: str) -> Iterator[None]:
+    """Let tensor cores round float32 operands to tf32 inside the block, unless asked for fp32."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest" if precision == "fp32" else "high")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def refuse_complex(model: nn.Module) -> None:

@@ -18,12 +18,13 @@ from sssd_hpc.errors import UserError
 from sssd_hpc.model.export import METADATA_KEY
 from sssd_hpc.train.checkpoint import Checkpoint
 
-# How long and how often, not what: these may change when a run goes on.
+# How long, how often and in what memory, not what: these may change when a run goes on.
 CHANGEABLE = (
     "train.samples",
     "train.checkpoint_every",
     "train.keep_checkpoints",
     "train.log_every",
+    "train.activation_checkpointing",
 )
 
 

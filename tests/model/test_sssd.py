@@ -10,8 +10,10 @@ from torch.nn.functional import gelu, layer_norm
 
 from sssd_hpc.errors import UserError
 from sssd_hpc.model import SSSDECG
-from sssd_hpc.ops import backends
+from sssd_hpc.model.embedding import StepEmbedding
+from sssd_hpc.ops import frozen_kernel
 from sssd_hpc.ops.nplr import reference
+from sssd_hpc.s4 import bank as s4_bank
 from sssd_hpc.s4 import layer as s4_layer
 
 from .conftest import SMALL
@@ -50,7 +52,6 @@ def test_parameter_counts_are_the_public_ones(label_embedding, num_labels, count
     assert sum(p.numel() for p in model.parameters()) == count
     assert sum(p.numel() for p in model.blocks[0].parameters()) == 1_383_168
     assert sum(b.numel() for b in model.buffers()) == 9_618_336
-    assert not model.blocks[0].s4_in.frozen_basis
 
 
 def oracle(model: SSSDECG, x, t, labels):
@@ -114,9 +115,9 @@ def oracle(model: SSSDECG, x, t, labels):
         {},
         {"lmax": 24, "d_state": 2, "channels": 3},
         {"lmax": 31, "num_blocks": 3},
-        {"num_leads": 12, "kernel_basis_mb": 0},
+        {"num_leads": 12},
     ],
-    ids=["odd", "tiny-state", "longer-than-input", "twelve-leads-no-basis"],
+    ids=["odd", "tiny-state", "longer-than-input", "twelve-leads"],
 )
 def test_network_equals_its_definition(changes, batch):
     _, t, labels = batch
@@ -171,24 +172,27 @@ def test_bf16_autocast_keeps_float32_outside_the_linear_layers(batch):
     assert all(p.grad.dtype == torch.float32 for p in model.parameters() if p.grad is not None)
 
 
-def test_basis_budget_decides_whether_the_bases_are_kept():
-    needed = 2 * 2 * 12 * 4 * 20_000 * 4
-    layers = [
-        small(lmax=20_000, kernel_basis_mb=budget).blocks[0].s4_in.frozen_basis
-        for budget in (needed >> 20, (needed >> 20) + 1)
-    ]
-    assert layers == [False, True]
+def test_checkpointed_activations_give_the_same_gradients(batch):
+    model = small()
+    model(*batch).square().mean().backward()
+    kept = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    model.activation_checkpointing = True
+    model(*batch).square().mean().backward()
+    for name, p in model.named_parameters():
+        assert (p.grad is None) == (name not in kept)
+        assert p.grad is None or torch.equal(p.grad, kept[name]), name
 
 
-@pytest.mark.parametrize("basis", [0, 1024], ids=["generated", "basis"])
+@pytest.mark.parametrize("num_steps", [0, 200])
 @pytest.mark.parametrize("length", [24, 25])
-def test_the_copy_for_sampling_gives_the_same_output(basis, length, batch):
+def test_the_copy_for_sampling_gives_the_same_output(num_steps, length, batch):
     x, t, labels = batch
-    model = small(kernel_basis_mb=basis)
+    model = small()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     x = x[..., :length]
     expected = model(x, t, labels)
-    sampler = model.for_sampling(length)
+    sampler = model.for_sampling(length, num_steps)
     out = sampler(x, t, labels)
     torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-5)
     assert not out.requires_grad
@@ -197,22 +201,51 @@ def test_the_copy_for_sampling_gives_the_same_output(basis, length, batch):
     assert all(p.requires_grad for p in model.parameters())
     assert model.training
     assert torch.equal(model(x, t, labels), expected)
-    assert torch.equal(model.for_sampling(length)(x, t, labels), out)
+    assert torch.equal(model.for_sampling(length, num_steps)(x, t, labels), out)
 
 
-def test_steps_of_the_copy_for_sampling_generate_no_kernel(batch, monkeypatch):
-    model = small(kernel_basis_mb=0)
-    sampler = model.for_sampling(25)
+def test_steps_of_the_copy_for_sampling_generate_no_kernel_and_embed_no_step(batch, monkeypatch):
+    model = small()
+    sampler = model.for_sampling(25, 200)
 
     def forbidden(*_, **__):
-        raise AssertionError("a kernel was generated")
+        raise AssertionError("something was generated")
 
     monkeypatch.setattr(s4_layer, "nplr_kernel", forbidden)
-    monkeypatch.setattr(backends, "choose", forbidden)
+    monkeypatch.setattr(s4_bank, "frozen_kernel", forbidden)
+    monkeypatch.setattr(StepEmbedding, "forward", forbidden)
     monkeypatch.setattr(torch.nn.utils.parametrize.ParametrizationList, "forward", forbidden)
     sampler(*batch)
     with pytest.raises(AssertionError, match="generated"):
         model(*batch)
+
+
+def test_all_kernels_come_from_one_call_and_are_those_of_the_layers(batch, monkeypatch):
+    model = small()
+    calls = []
+
+    def spy(*arguments):
+        calls.append(arguments)
+        return frozen_kernel(*arguments)
+
+    monkeypatch.setattr(s4_bank, "frozen_kernel", spy)
+    kernels = model.kernels(25)
+    assert len(calls) == 1
+    assert len(kernels) == 2 * len(model.blocks)
+    for layer, kernel in zip(model.kernels.layers, kernels, strict=True):
+        torch.testing.assert_close(kernel, layer.kernel(25))
+
+
+def test_the_kernels_follow_loaded_buffers_and_a_change_of_dtype(batch):
+    model, other = small(), small()
+    x, t, labels = batch
+    model(x, t, labels)
+    model.load_state_dict(other.state_dict())
+    torch.testing.assert_close(model(x, t, labels), other(x, t, labels))
+    model.blocks[0].s4_in.load_state_dict(small().blocks[0].s4_in.state_dict())
+    torch.testing.assert_close(model.kernels(25)[0], model.blocks[0].s4_in.kernel(25))
+    model.double()
+    assert model(x.double(), t, labels).dtype == torch.float64
 
 
 def test_the_copy_for_sampling_serves_one_length(small_model, batch):

@@ -1,4 +1,4 @@
-"""The S4 layer: parity, lengths, what trains, the frozen basis, autocast, the frozen copy."""
+"""The S4 layer: parity, lengths, what trains, its constants, autocast, the frozen copy."""
 
 from __future__ import annotations
 
@@ -10,12 +10,11 @@ import pytest
 import torch
 
 from sssd_hpc.errors import UserError
-from sssd_hpc.ops import bidirectional_conv
+from sssd_hpc.ops import bidirectional_conv, nplr_kernel
 from sssd_hpc.s4 import S4Layer, hippo
 
 PARITY = Path(__file__).parents[1] / "data" / "parity" / "s4layer_H32_N8_L100.npz"
 kinds = pytest.mark.parametrize("kind", ["conj", "slow"])
-bases = pytest.mark.parametrize("frozen_basis", [True, False], ids=["basis", "generated"])
 KERNEL = {"conj": "conjugate", "slow": "half"}
 PUBLIC = {
     "C": "s4_layer.kernel.kernel.C",
@@ -33,14 +32,13 @@ def arrays() -> dict[str, np.ndarray]:
         return dict(archive)
 
 
-def public_layer(arrays, kind: str, frozen_basis: bool, stored_nodes: bool = True) -> S4Layer:
+def public_layer(arrays, kind: str, stored_nodes: bool = True) -> S4Layer:
     layer = S4Layer(
         d_model=32,
         d_state=8,
         lmax=100,
         kernel=KERNEL[kind],
         stored_nodes=stored_nodes,
-        frozen_basis=frozen_basis,
     )
     state = {}
     for name, tensor in layer.state_dict().items():
@@ -55,9 +53,8 @@ def small(**changes) -> S4Layer:
 
 
 @kinds
-@bases
-def test_layer_matches_the_public_code(arrays, kind, frozen_basis):
-    layer = public_layer(arrays, kind, frozen_basis)
+def test_layer_matches_the_public_code(arrays, kind):
+    layer = public_layer(arrays, kind)
     u = torch.tensor(arrays["in/u"]).permute(1, 2, 0).requires_grad_()
     out = layer(u)
     np.testing.assert_allclose(
@@ -81,7 +78,7 @@ def test_layer_matches_the_public_code(arrays, kind, frozen_basis):
 
 @kinds
 def test_shorter_input_matches_the_public_code(arrays, kind):
-    layer = public_layer(arrays, kind, frozen_basis=True)
+    layer = public_layer(arrays, kind)
     u = torch.tensor(arrays["in/u"]).permute(1, 2, 0)[..., :50]
     np.testing.assert_allclose(
         layer(u).detach().permute(2, 0, 1), arrays[f"{kind}/out_shorter"], rtol=1e-4, atol=2e-6
@@ -90,29 +87,28 @@ def test_shorter_input_matches_the_public_code(arrays, kind):
 
 @kinds
 def test_exact_nodes_move_the_public_kernel_by_little(arrays, kind):
-    exact = public_layer(arrays, kind, frozen_basis=False, stored_nodes=False).kernel(100)
+    exact = public_layer(arrays, kind, stored_nodes=False).kernel(100)
     theirs = torch.tensor(arrays[f"{kind}/k"])
     assert (exact - theirs).norm() < 2e-4 * theirs.norm()
 
 
-@kinds
 @pytest.mark.parametrize("lmax", [1, 2, 19, 20])
 @pytest.mark.parametrize("H", [1, 17])
-def test_the_basis_gives_the_generated_kernel_and_gradient(kind, lmax, H):
-    layer = small(d_model=H, lmax=lmax, kernel=KERNEL[kind]).double()
-    generated = copy.deepcopy(layer)
-    generated.frozen_basis = False
+def test_the_kernel_and_its_gradient_are_those_of_the_general_op(lmax, H):
+    layer = small(d_model=H, lmax=lmax).double()
     weight = torch.randn(2, H, lmax, dtype=torch.float64)
-    results = []
-    for one in (layer, generated):
-        k = one.kernel(lmax)
-        (k * weight).sum().backward()
-        results.append((k.detach(), one.C.grad))
-    torch.testing.assert_close(*(k for k, _ in results), rtol=1e-9, atol=1e-11)
-    torch.testing.assert_close(*(gradient for _, gradient in results), rtol=1e-9, atol=1e-11)
+    k = layer.kernel(lmax)
+    (gradient,) = torch.autograd.grad((k * weight).sum(), layer.C)
+    planes = (layer.w, layer.P, layer.Q, layer.B, layer.C)
+    truth = nplr_kernel(
+        *(torch.view_as_complex(plane) for plane in planes), layer.log_dt, lmax, "reference"
+    )
+    (true_gradient,) = torch.autograd.grad((truth * weight).sum(), layer.C)
+    torch.testing.assert_close(k, truth, rtol=1e-9, atol=1e-11)
+    torch.testing.assert_close(gradient, true_gradient, rtol=1e-9, atol=1e-11)
 
 
-def test_the_basis_follows_loaded_buffers_and_a_change_of_dtype():
+def test_the_constants_follow_loaded_buffers_and_a_change_of_dtype():
     layer, other = small(), small()
     layer.kernel(20)
     layer.load_state_dict(other.state_dict())
@@ -150,7 +146,7 @@ def test_a_fresh_c_is_complex_normal_and_corrected_for_lmax(monkeypatch):
         assert plane.std().item() == pytest.approx(0.5**0.5, rel=4 / (2 * 2048) ** 0.5)
 
 
-def test_only_c_and_d_of_the_state_space_train_and_the_basis_is_not_saved():
+def test_only_c_and_d_of_the_state_space_train_and_the_constants_are_not_saved():
     layer = small()
     layer.kernel(20)
     trained = {name for name, _ in layer.named_parameters()}
@@ -180,10 +176,9 @@ def test_fresh_weights_have_the_public_ranges():
     assert layer.D.std().item() == pytest.approx(1.0, abs=0.2)
 
 
-@bases
 @pytest.mark.parametrize("lmax", [20, 21])
-def test_a_shorter_input_uses_the_head_of_the_kernel(frozen_basis, lmax):
-    layer = small(lmax=lmax, frozen_basis=frozen_basis)
+def test_a_shorter_input_uses_the_head_of_the_kernel(lmax):
+    layer = small(lmax=lmax)
     torch.testing.assert_close(layer.kernel(7), layer.kernel(lmax)[..., :7])
     assert layer(torch.randn(1, 6, 7)).shape == (1, 6, 7)
     assert layer(torch.randn(1, 6, lmax)).isfinite().all()
@@ -198,9 +193,8 @@ def test_a_longer_input_is_refused_and_changes_nothing():
         assert torch.equal(tensor, before[name])
 
 
-@bases
-def test_kernel_stays_float32_under_autocast(frozen_basis):
-    layer = small(frozen_basis=frozen_basis)
+def test_kernel_stays_float32_under_autocast():
+    layer = small()
     plain = layer.kernel(20)
     mixed = layer.mix(torch.ones(1, 6, 20))
     with torch.autocast("cpu", torch.bfloat16):
@@ -214,9 +208,8 @@ def test_a_kernel_cast_to_half_precision_is_refused():
         small().bfloat16()(torch.ones(1, 6, 20, dtype=torch.bfloat16))
 
 
-@bases
-def test_a_frozen_layer_gives_the_same_output_and_fixes_its_length(frozen_basis):
-    layer = small(frozen_basis=frozen_basis)
+def test_a_frozen_layer_gives_the_same_output_and_fixes_its_length():
+    layer = small()
     x = torch.randn(3, 6, 15)
     expected = layer(x)
     layer.freeze(15)

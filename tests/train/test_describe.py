@@ -33,7 +33,7 @@ def test_the_extrapolated_activations_equal_the_counted_ones(
     config = small.with_model(small.config(batch_size=batch), num_blocks=blocks)
     model = build_model(config, store)
     counted = describing._saved_bytes(model, batch, store.length)
-    assert describing._activations(config, model, store) == pytest.approx(counted, rel=0.02)
+    assert describing._activations(config, store) == pytest.approx(counted, rel=0.02)
 
 
 def test_long_lists_of_labels_are_shortened(small: SimpleNamespace) -> None:

@@ -106,6 +106,7 @@ def convolve(u: Tensor, spectrum: Spectrum, activation: str | None = "gelu") -> 
         return _run(u, spectrum.K, activation, spectrum.backend)
 
 
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def resolve(backend: str, device: str, dtype: torch.dtype) -> str:
     """Return the name of the backend for inputs of a dtype, as `backends.resolve` does.
 
@@ -115,7 +116,8 @@ def resolve(backend: str, device: str, dtype: torch.dtype) -> str:
     strict = dtype == torch.float32 and torch.get_float32_matmul_precision() == "highest"
     if backend == "auto" and device == "cuda" and strict:
         backend = backends.unless_wished("fftconv", "torch")
-    return backends.resolve("fftconv", backend, device, dtype)
+    name: str = backends.resolve("fftconv", backend, device, dtype)
+    return name
 
 
 def one_row(backend: str, device: str) -> Tensor:

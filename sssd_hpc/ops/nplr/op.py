@@ -116,24 +116,25 @@ def freeze(
 ) -> FrozenNplr:
     """Compute the constants of `frozen_kernel` in float64 and round them to `dtype`.
 
-    Arguments as in `nplr_kernel`, each (H, N2), without gradient.
+    Arguments as in `nplr_kernel`, each (H, N2) complex or (H, N2, 2) as real planes; no gradient
+    reaches them.
 
     Raises:
         UserError: as `nplr_kernel`.
     """
-    _check({"w": w, "P": P, "Q": Q, "B": B}, log_dt, L)
-    with torch.no_grad(), torch.autocast(w.device.type, enabled=False):
-        dt = log_dt.double().exp()[:, None]
-        w, Q = w.to(torch.complex128) * dt, Q.to(torch.complex128)
-        x = 2 * torch.stack([B, P]).to(torch.complex128) * dt
-        y = x * w.conj()
-        # Re(x C) and Re(y C) as forms of (Re C, Im C).
-        mix = torch.stack([torch.stack([f.real, -f.imag], dim=-1) for f in (x, y)])
-        rows = ((x * Q).real[:, None], (y * Q).real[:, None])
-        c, s = half_angles(L, torch.float64, w.device)
-        gamma = plain.woodbury(*rows, w.real, w.imag, c, s)
-        mix, wr, wi, gamma = (t.to(dtype).contiguous() for t in (mix, w.real, w.imag, gamma))
-        return FrozenNplr(mix, wr, wi, gamma, L)
+    planes = [x.detach() for x in (w, P, Q, B)]
+    planes = [torch.view_as_real(x) if x.is_complex() else x for x in planes]
+    for name, x in zip("wPQB", planes, strict=True):
+        if x.shape != (*planes[0].shape[:2], 2):
+            raise UserError(f"freeze: {name} has planes {tuple(x.shape)} but must be (H, N/2, 2)")
+    if log_dt.shape != planes[0].shape[:1] or L < 1:
+        raise UserError(
+            f"freeze: log_dt {tuple(log_dt.shape)} and L {L} do not fit; "
+            f"log_dt is ({planes[0].shape[0]},), L at least 1"
+        )
+    parts = _freeze(*planes, log_dt.detach(), L)
+    mix, wr, wi, gamma = (part.to(dtype) for part in parts)
+    return FrozenNplr(mix, wr, wi, gamma, L)
 
 
 def frozen_kernel(C: Tensor, frozen: FrozenNplr, backend: str = "auto") -> Tensor:
@@ -199,6 +200,40 @@ def _check(vectors: dict[str, Tensor], log_dt: Tensor, L: int) -> None:
         )
     if L < 1:
         raise UserError(f"nplr_kernel: L is {L}; it must be at least 1")
+
+
+@torch.library.custom_op(
+    "sssd_hpc::nplr_freeze",
+    mutates_args=(),
+    schema=(
+        "(Tensor w, Tensor P, Tensor Q, Tensor B, Tensor log_dt, int L)"
+        " -> (Tensor, Tensor, Tensor, Tensor)"
+    ),
+)
+def _freeze(
+    w: Tensor, P: Tensor, Q: Tensor, B: Tensor, log_dt: Tensor, L: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    w, P, Q, B = (torch.view_as_complex(x.double().contiguous()) for x in (w, P, Q, B))
+    dt = log_dt.double().exp()[:, None]
+    w = w * dt
+    x = 2 * torch.stack([B, P]) * dt
+    y = x * torch.conj_physical(w)
+    # Re(x C) and Re(y C) as forms of (Re C, Im C).
+    mix = torch.stack([torch.stack([f.real, -f.imag], dim=-1) for f in (x, y)])
+    rows = ((x * Q).real[:, None], (y * Q).real[:, None])
+    c, s = half_angles(L, torch.float64, w.device)
+    gamma = plain.woodbury(*rows, w.real, w.imag, c, s)
+    return mix, w.real.contiguous(), w.imag.contiguous(), gamma
+
+
+@_freeze.register_fake
+def _(
+    w: Tensor, P: Tensor, Q: Tensor, B: Tensor, log_dt: Tensor, L: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    H, N2, _ = w.shape
+    real = w.new_empty(H, N2, dtype=torch.float64)
+    mix, gamma = real.new_empty(2, 2, H, N2, 2), real.new_empty(H, L // 2 + 1, 2)
+    return mix, real, torch.empty_like(real), gamma
 
 
 @torch.library.custom_op(

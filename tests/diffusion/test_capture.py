@@ -1,0 +1,31 @@
+"""CUDA graphs of a denoiser; on a CPU there is nothing to capture."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from sssd_hpc.diffusion import captured
+
+
+def denoiser(x_t: torch.Tensor, t: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    return x_t * t[:, None, None] + labels.sum(1)[:, None, None]
+
+
+def arguments(batch: int, device: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    labels = torch.randint(0, 2, (batch, 3), device=device)
+    return torch.randn(batch, 2, 5, device=device), torch.arange(batch, device=device), labels
+
+
+def test_on_a_cpu_it_calls_the_denoiser():
+    given = arguments(2, "cpu")
+    assert torch.equal(captured(denoiser)(*given), denoiser(*given))
+
+
+@pytest.mark.gpu
+def test_replays_give_each_calls_own_result_for_every_shape():
+    replay = captured(denoiser)
+    given = [arguments(batch, "cuda") for batch in (2, 3, 2, 3, 2)]
+    outputs = [replay(*call) for call in given]
+    for call, output in zip(given, outputs, strict=True):
+        assert torch.equal(output, denoiser(*call))
