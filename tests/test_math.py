@@ -7,6 +7,7 @@ numbers of the page's tables are computed again.
 from __future__ import annotations
 
 import ast
+import importlib
 import math
 import re
 from collections.abc import Callable
@@ -588,13 +589,30 @@ def test_one_complex_transform_carries_two_real_rows():
     expected = conv_reference.run(u, k, D, None)[:, 0]
     assert close(torch.stack([y.real, y.imag]), expected)
     assert close(torch.stack([du.real, du.imag]), truth[0][:, 0])
-    dK = Zg * Zu.conj() / n
-    rho = n * ifft(dK).real
+    dK = Zg * Zu.conj()
+    rho = ifft(dK).real
     assert close(rho, irfft((rfft(g, n=n) * rfft(u, n=n).conj()).sum((0, 1)), n=n))
+    turns = root(-torch.arange(n) * torch.arange(L)[:, None], n)
+    assert close(turns @ (Zu * K / n), y)
     (full,) = gradients(
-        lambda K: torch.view_as_real(ifft(Zu * K)[:L]), torch.stack([g[0, 0], g[1, 0]], -1), K
+        lambda K: torch.view_as_real(turns @ (Zu * K)), torch.stack([g[0, 0], g[1, 0]], -1), K / n
     )
     assert close(dK, full)
+
+
+def test_the_packed_spectrum_of_the_gpu_is_that_of_the_page():
+    pytest.importorskip("triton")
+    conv_triton = importlib.import_module("sssd_hpc.ops.fftconv.triton")
+    L = 7
+    u, k, D, g = signals(L)
+    planes = conv_triton.prepare(k, D)
+    n = planes.shape[1]
+    assert close(torch.view_as_complex(planes)[0], fft(on_circle(k, D, n)) / n)
+    Zu, Zg = (fft(torch.complex(x[0, 0], x[1, 0]), n=n) for x in (u, g))
+    ours = conv_triton.prepare_backward(torch.view_as_real(Zg * Zu.conj())[None], 1, L)
+    truth = gradients(lambda k, D: conv_reference.run(u, k, D, None), g, k, D)
+    for mine, autograd in zip(ours, truth, strict=True):
+        assert close(mine, autograd)
 
 
 @pytest.mark.parametrize("m", [6, 7])
@@ -642,7 +660,26 @@ def test_real_transforms_and_products_are_complex_ones_of_half_the_size(m):
         assert close(ours, autograd)
 
 
-# 7: Monarch.
+# 7: the transform on a GPU.
+
+
+@pytest.mark.parametrize("radices", [(8, 2), (2, 8), (4, 8, 2)])
+@formula("7.1", "7.2")
+def test_stages_end_in_the_transform_in_natural_order(radices):
+    n = math.prod(radices)
+    x = noise(n)
+    left, z = n, x[:, None]
+    for R in radices:
+        v = left // R
+        q = torch.arange(R)
+        digits = torch.einsum("rq,qjf->jrf", root(q[:, None] * q, R), z.reshape(R, v, -1))
+        turned = digits * root(torch.arange(v)[:, None] * q, left)[..., None]
+        left, z = v, turned.flatten(1)
+    assert close(z[0], fft(x))
+    swapped = torch.complex(x.imag, x.real)
+    assert close(swapped, 1j * x.conj())
+    back = fft(swapped)
+    assert close(torch.complex(back.imag, back.real), n * ifft(x))
 
 
 def matrices(N1: int, N2: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -655,7 +692,7 @@ def matrices(N1: int, N2: int) -> tuple[Tensor, Tensor, Tensor]:
 def monarch(
     x: Tensor, K: Tensor, N1: int, N2: int, rounded: Callable[[Tensor], Tensor] = lambda x: x
 ) -> Tensor:
-    """(7.2) and (7.3) of (..., n/2) complex signals, operands of every product `rounded`."""
+    """(7.4) and (7.5) of (..., n/2) complex signals, operands of every product `rounded`."""
     F1, T, F2 = matrices(N1, N2)
     half = N1 // 2
     x = x.unflatten(-1, (half, N2))
@@ -665,7 +702,7 @@ def monarch(
 
 
 @pytest.mark.parametrize(("N1", "N2"), [(4, 8), (8, 4)])
-@formula("7.1", "7.2", "7.3", "7.4")
+@formula("7.3", "7.4", "7.5", "7.6")
 def test_monarch_is_the_transform_in_permuted_order(N1, N2):
     n = N1 * N2
     F1, T, F2 = matrices(N1, N2)
@@ -711,9 +748,9 @@ def test_tensor_core_errors_are_those_of_the_table():
     n = N1 * N2
     k = real(2, 1, L) * torch.exp(-torch.arange(L) / 60.0)
     K = fft(on_circle(k, real(1), n)).reshape(N2, N1).T / n
-    white, walk = noise(8, L), noise(8, L).cumsum(-1)
+    white, walk = (significant(8)(x) for x in (noise(8, L), noise(8, L).cumsum(-1)))
     lines = PAGE[PAGE.index("| operands | white noise") :].splitlines()[2:5]
-    for rounding, line in zip((significant(11), cut(11), significant(8)), lines, strict=True):
+    for rounding, line in zip((significant(8), significant(11), cut(11)), lines, strict=True):
         printed = re.findall(r"[\d.]+e-\d", line)
         for signal, text in zip((white, walk), printed, strict=True):
             x = torch.nn.functional.pad(signal, (0, n // 2 - L))
@@ -783,7 +820,9 @@ def test_gate_and_its_gradient():
     assert close(torch.cat([da, dc], 1), dh)
     m, e = (2 * a).expm1(), (-c).exp()
     assert close(m / (m + 2), a.tanh())
-    assert close(2 * torch.sigmoid(2 * a) - 1, a.tanh())
+    r = (-2 * a.abs()).exp()
+    assert close((1 - r) / (1 + r), a.tanh().abs())
+    assert close(4 * r / (1 + r) ** 2, 4 * (m + 1) / (m + 2) ** 2)
     assert close(g * 4 * (m + 1) / (m + 2) ** 2 / (1 + e), da)
     assert close(g * m / (m + 2) * e / (1 + e) ** 2, dc)
     assert close(block_plain.gate_backward(g, h), dh)
