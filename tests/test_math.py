@@ -762,6 +762,23 @@ def test_tensor_core_errors_are_those_of_the_table():
     assert -0.003 < gain - 1 < -0.001
 
 
+@formula("7.7")
+def test_two_bfloat16_terms_keep_sixteen_bits_of_a_tap():
+    L = 50
+    u, k, D, _ = signals(L)
+    u = u.bfloat16().double()
+    taps = torch.cat([k[1, 0, : L - 1].flip(0), k[0, 0]])
+    taps[L - 1] += D[0]
+    high = taps.bfloat16().double()
+    low = (taps - high).bfloat16().double()
+    assert ((taps - high - low).abs() <= 2.0**-16 * taps.abs()).all()
+    i = torch.arange(L)
+    y = u @ (high + low)[i[:, None] - i + L - 1].T
+    assert relative(y, conv_reference.run(u, k, D, None)) < 2.0**-16
+    product = u[..., None] * high
+    assert torch.equal(product.float().double(), product)
+
+
 def test_half_an_ulp_of_tf32_makes_the_cut_a_rounding():
     x = torch.randn(1000)
     kept = ((x.view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32)
