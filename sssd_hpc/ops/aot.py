@@ -18,13 +18,15 @@ A backend's `triton.py` ends with what it wants held, one entry for each special
     ]
 
 Pointers are taken as 16-byte aligned, which is how torch allocates; name in `divisible` the
-integers that are multiples of 16 in the run that is meant. `python -m sssd_hpc.ops.aot [words]`
-prints the table of those whose name has the words; `tests/ops/test_aot.py` holds the budgets.
+integers that are multiples of 16 in the run that is meant. `python -m sssd_hpc.ops.aot [nplr]`
+prints the table of all ops, or of those named, and fails on a broken budget.
 """
 
 from __future__ import annotations
 
+import argparse
 import importlib
+import importlib.util
 import pkgutil
 import re
 import subprocess
@@ -100,13 +102,16 @@ class Binary:
     """The disassembly."""
 
 
-def collect() -> list[Compilation]:
-    """Gather `COMPILATIONS` of every op's triton.py."""
-    gathered: list[Compilation] = []
-    for package in pkgutil.iter_modules(ops.__path__, f"{ops.__name__}."):
-        if package.ispkg and importlib.util.find_spec(f"{package.name}.triton"):
-            gathered += importlib.import_module(f"{package.name}.triton").COMPILATIONS
-    return gathered
+def collect(op: str) -> list[Compilation]:
+    """Return `COMPILATIONS` of an op of `with_triton`."""
+    listed: list[Compilation] = importlib.import_module(f"{ops.__name__}.{op}.triton").COMPILATIONS
+    return listed
+
+
+def with_triton() -> list[str]:
+    """Name the ops that have a Triton backend."""
+    rooms = [room.name for room in pkgutil.iter_modules(ops.__path__) if room.ispkg]
+    return [op for op in rooms if importlib.util.find_spec(f"{ops.__name__}.{op}.triton")]
 
 
 def build(compilation: Compilation, target: str) -> Binary:
@@ -194,13 +199,16 @@ def _number(pattern: str, text: str) -> int:
     return int(found[1])
 
 
-def _main(words: list[str]) -> int:
+def _main() -> int:
+    """Compile the kernels ahead of time and print what the binaries use."""
+    parser = argparse.ArgumentParser(prog="python -m sssd_hpc.ops.aot", description=_main.__doc__)
+    parser.add_argument("ops", nargs="*", metavar="op", help="such as nplr; default: all")
+    parser.add_argument("--target", choices=TARGETS, action="append", help="default: all")
+    arguments = parser.parse_args()
     breaches = []
     print(f"{'':48}target   registers shared stack spills matrix instructions")
-    for compilation in collect():
-        if not all(word in compilation.name for word in words):
-            continue
-        for target in TARGETS:
+    for compilation in (c for op in arguments.ops or with_triton() for c in collect(op)):
+        for target in arguments.target or TARGETS:
             made = build(compilation, target)
             print(
                 f"{compilation.name:48}{target:9}{made.registers:9}{made.shared:7}{made.stack:6}"
@@ -208,9 +216,9 @@ def _main(words: list[str]) -> int:
                 flush=True,
             )
             breaches += check(compilation, made, target)
-    print("\n".join(breaches))
+    print(*breaches, sep="\n")
     return bool(breaches)
 
 
 if __name__ == "__main__":
-    sys.exit(_main(sys.argv[1:]))
+    sys.exit(_main())

@@ -86,9 +86,9 @@ def _states_kernel(
     vi, sr, si = vr, vr, vr
     for block in tl.range(0, BLOCKS):
         j = block * NODES + tl.arange(0, NODES)[None, :]
-        # Nodes past the end lie far from any pole, with gradient 0.
-        x = tl.load(Z + 2 * (row * Z_ROW + j), mask=j < L, other=1e30)
-        y = tl.load(Z + 2 * (row * Z_ROW + j) + 1, mask=j < L, other=0.0)
+        # Past the end the last node again, with gradient 0: no pole is met that was not before.
+        at_z = 2 * (row * Z_ROW + tl.minimum(j, L - 1))
+        x, y = tl.load(Z + at_z), tl.load(Z + at_z + 1)
         gr = tl.load(G + 2 * (row * L + j), mask=j < L, other=0.0)
         gi = tl.load(G + 2 * (row * L + j) + 1, mask=j < L, other=0.0)
         ap, aq, bp, bq = _reciprocals(x, y, wr, wi)

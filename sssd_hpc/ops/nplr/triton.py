@@ -432,8 +432,6 @@ COMPILATIONS = [
     _compilation("forward", 2, torch.float32, registers=168),
     _compilation("woodbury", 2, torch.float32, registers=168),
     _compilation("backward", 2, torch.float32, registers=200),
-    _compilation("forward frozen", 1, torch.float32, registers=96),
-    _compilation("backward frozen", 1, torch.float32, registers=96),
     _compilation("forward frozen", 2, torch.float64),
     _compilation("backward frozen", 2, torch.float64),
     _compilation("forward", 2, torch.float64),
