@@ -62,11 +62,11 @@ def gate_backward(g: Tensor, h: Tensor) -> Tensor:
     """Return dh (B, 2C, L) from g (B, C, L)."""
     signal, control = _wide(h).chunk(2, dim=1)
     t, s = signal.tanh(), control.sigmoid()
-    scaled = s * g
-    dh = torch.empty_like(h)
-    dh[:, : signal.shape[1]] = torch.ops.aten.tanh_backward(scaled, t)
-    dh[:, signal.shape[1] :] = torch.ops.aten.sigmoid_backward(t.mul_(g), s)
-    return dh
+    dh = torch.empty_like(h, dtype=t.dtype)
+    d_signal, d_control = dh.chunk(2, dim=1)
+    torch.ops.aten.tanh_backward.grad_input(s * g, t, grad_input=d_signal)
+    torch.ops.aten.sigmoid_backward.grad_input(t.mul_(g), s, grad_input=d_control)
+    return dh.to(h.dtype)
 
 
 def residual_skip(
