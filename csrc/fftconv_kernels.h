@@ -533,11 +533,9 @@ void write_tile(const T* tile, int64_t rows, int64_t stride, int64_t count, T* t
 template <class T>
 void gelu_tile(T* tile) {
   constexpr int64_t W = WIDTH<T>;
-  for (int64_t i = 0; i < W * W; i += LANES<T>) {
-    const Lanes<T> x = load(tile + i);
-    Lanes<T> cdf, pdf;
-    normal(x, &cdf, &pdf);
-    store(tile + i, x * cdf);
+#pragma omp simd
+  for (int64_t i = 0; i < W * W; ++i) {
+    tile[i] = gelu(tile[i]);
   }
 }
 
@@ -545,11 +543,9 @@ void gelu_tile(T* tile) {
 template <class T>
 void gelu_backward_tile(const T* tile_of_x, T* tile) {
   constexpr int64_t W = WIDTH<T>;
-  for (int64_t i = 0; i < W * W; i += LANES<T>) {
-    const Lanes<T> x = load(tile_of_x + i);
-    Lanes<T> cdf, pdf;
-    normal(x, &cdf, &pdf);
-    store(tile + i, load(tile + i) * (cdf + x * pdf));
+#pragma omp simd
+  for (int64_t i = 0; i < W * W; ++i) {
+    tile[i] *= gelu_slope(tile_of_x[i]);
   }
 }
 

@@ -115,7 +115,13 @@ def with_triton() -> list[str]:
 
 
 def build(compilation: Compilation, target: str) -> Binary:
-    """Compile for one of `TARGETS` and measure the binary.
+    """Compile for one of `TARGETS` and measure the binary; raises as `compiled`."""
+    made = compiled(compilation, target)
+    return _read_amd(made) if target.startswith("gfx") else _read_nvidia(made)
+
+
+def compiled(compilation: Compilation, target: str) -> Any:
+    """Compile for one of `TARGETS`; return Triton's own object.
 
     Raises:
         UserError: the kernel was decorated for the interpreter, or its arguments are not all given.
@@ -134,9 +140,7 @@ def build(compilation: Compilation, target: str) -> Binary:
         if kind.startswith("*") or name in compilation.divisible
     }
     source = ASTSource(kernel, signature, dict(compilation.constexprs), aligned)
-    compiled = triton.compile(source, TARGETS[target], dict(compilation.options))
-    read = _read_amd if target.startswith("gfx") else _read_nvidia
-    return read(compiled)
+    return triton.compile(source, TARGETS[target], dict(compilation.options))
 
 
 def check(compilation: Compilation, binary: Binary, target: str) -> list[str]:

@@ -6,6 +6,7 @@ import dataclasses
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -34,6 +35,12 @@ def compiler(*arguments: str) -> subprocess.CompletedProcess[str]:
 def test_every_kernel_compiles_within_its_budget(op, target):
     run = compiler("-m", "sssd_hpc.ops.aot", op, "--target", target)
     assert run.returncode == 0, run.stdout + run.stderr
+
+
+@pytest.mark.parametrize("op", ["nplr", "cauchy"])
+def test_what_a_launch_compiles_is_what_is_held(op):
+    run = compiler(str(Path(__file__).with_name("launches.py")), op)
+    assert (run.returncode, run.stdout) == (0, ""), run.stdout + run.stderr
 
 
 @pytest.mark.parametrize("op", aot.with_triton())

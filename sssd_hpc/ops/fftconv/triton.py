@@ -1,0 +1,62 @@
+"""The convolution in one pass on a GPU: pad, transform, multiply, transform back, GELU, store."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from sssd_hpc.errors import UserError
+from sssd_hpc.ops.fftconv import butterfly, monarch
+from sssd_hpc.ops.fftconv.packing import LONGEST, circle
+
+DTYPES = (torch.float32, torch.bfloat16)
+
+
+def spectrum_shape(H: int, L: int) -> tuple[int, ...]:
+    """Return the shape of K: the spectrum of the circle, divided by its samples, as pairs.
+
+    Raises:
+        UserError: L is more than a program's registers hold.
+    """
+    if L > LONGEST:
+        raise UserError(f"the triton convolution takes {LONGEST} samples, not {L}; use 'torch'")
+    return H, circle(L), 2
+
+
+def prepare(k: Tensor, D: Tensor) -> Tensor:
+    """Return the spectrum K of both kernels (2, H, L) and the skip (H,)."""
+    ahead, behind = k
+    H, L = ahead.shape
+    n = spectrum_shape(H, L)[1]
+    gap = ahead.new_zeros(H, n - (2 * L - 1))
+    both = torch.cat([ahead, gap, behind[:, : L - 1].flip(-1)], dim=-1)
+    return torch.view_as_real((torch.fft.fft(both) + D[:, None]) / n)
+
+
+def prepare_backward(dK: Tensor, H: int, L: int) -> tuple[Tensor, Tensor]:
+    """Return (dk (2, H, L), dD (H,)): the adjoint of `prepare`."""
+    r = torch.fft.ifft(torch.view_as_complex(dK)).real
+    behind = pad(r[:, circle(L) - (L - 1) :].flip(-1), (0, 1))
+    return torch.stack([r[:, :L], behind]), r[:, 0].clone()
+
+
+def forward(u: Tensor, K: Tensor, activation: str, keep: bool) -> tuple[Tensor, Tensor]:
+    """Return (y, pre) in u's dtype; pre, the value before GELU, is empty unless `keep`."""
+    y, pre = _form(u, K).forward(u, K, activation, keep)
+    return y, pre
+
+
+def backward(
+    dy: Tensor, u: Tensor, K: Tensor, pre: Tensor, activation: str
+) -> tuple[Tensor, Tensor]:
+    """Return (du, dK) from the gradient of y."""
+    du, dK = _form(u, K).backward(dy, u, K, pre, activation)
+    return du, dK
+
+
+def _form(u: Tensor, K: Tensor) -> Any:
+    narrow = u.dtype == torch.bfloat16 and K.shape[1] <= monarch.LARGEST
+    return monarch if narrow else butterfly

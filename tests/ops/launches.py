@@ -1,0 +1,91 @@
+"""Run an op's Triton backend up to the launch, without a GPU, and print what `aot` does not hold.
+
+Triton asks its driver which device there is and compiles for it; a driver of our own says sm_90,
+and the launch itself is left out. So each kernel is specialised by its real arguments.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import sys
+from typing import Any
+
+import torch
+from triton.runtime import driver, jit
+
+from sssd_hpc.ops import aot, launch
+from sssd_hpc.ops.nplr.nodes import half_angles
+
+Key = tuple[Any, ...]
+
+
+class Driver:
+    """As much of a driver as compiling needs."""
+
+    def get_current_target(self) -> Any:
+        return aot.TARGETS["sm_90"]
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+
+def nplr(module: Any) -> None:
+    for dtype in (torch.float32, torch.float64):
+        c, s = half_angles(1000, dtype, torch.device("cpu"))
+        w = torch.ones(4, 32, dtype=dtype)
+        for gamma in (torch.ones(4, 501, 2, dtype=dtype), None):
+            a = torch.ones(2, 2 + (gamma is None), 4, 32, dtype=dtype)
+            k_f = module.forward(a, a, w, w, c, s, gamma)
+            module.backward(k_f, a, a, w, w, c, s, gamma)
+
+
+def cauchy(module: Any) -> None:
+    for dtype in (torch.float32, torch.float64):
+        v, z = torch.ones(4, 32, 2, dtype=dtype), torch.ones(1, 501, 2, dtype=dtype)
+        module.backward(module.forward(v, z, v), v, z, v, need_z=True)
+
+
+def record() -> list[tuple[Any, Any]]:
+    """Let launches compile only; return the list of (kernel, what it was compiled from)."""
+    seen: list[tuple[Any, Any]] = []
+    run = jit.JITFunction.run
+
+    def compile_only(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> Any:
+        compiled = run(self, *args, grid=grid, warmup=True, **kwargs)
+        seen.append((self, compiled))
+        return compiled
+
+    jit.JITFunction.run = compile_only
+    driver.set_active(Driver())
+    launch.on = lambda x: contextlib.nullcontext()
+    return seen
+
+
+def key(kernel: Any, source: Any, metadata: Any) -> Key:
+    names = kernel.arg_names
+    constants = {names[at[0]]: value for at, value in source.constants.items()}
+    aligned = {names[at[0]] for at, value in source.attrs.items() if value}
+    shape = (metadata.num_warps, metadata.num_stages, metadata.enable_fp_fusion)
+    return kernel.__name__, str(source.signature), str(constants), str(sorted(aligned)), shape
+
+
+def main(op: str) -> None:
+    module = importlib.import_module(f"sssd_hpc.ops.{op}.triton")
+    seen = record()
+    globals()[op](module)
+    held = set()
+    for compilation in aot.collect(op):
+        compiled = aot.compiled(compilation, "sm_90")
+        held.add(key(compilation.kernel, compiled.src, compiled.metadata))
+    assert seen
+    for kernel, compiled in seen:
+        if (made := key(kernel, compiled.src, compiled.metadata)) not in held:
+            print("not held:", *made, sep="\n  ")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
