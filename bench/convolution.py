@@ -1,0 +1,174 @@
+"""Suite `convolution`: the two-sided convolution with skip and GELU, forward and with gradients.
+
+The baseline is torch.fft's composite as the public codes write it (pad, two transforms, product,
+inverse, slice, skip, GELU) under autograd. Kernels come ready; "kept" is our convolution where
+their spectrum is kept, too, as sampling has it. Errors are taken on a few features against the sum
+over pairs of samples in float64.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bench import counts, textbook
+from bench.cases import BOUNDS, Candidate, Comparison, Outcome
+from bench.kernels import differentiated, usable_backends
+from sssd_hpc.ops import Spectrum, bidirectional_conv, convolve, prepare
+from sssd_hpc.ops.fftconv import reference
+
+H = 512
+# Features and rows on which errors are taken.
+PROBES, ROWS = 4, 2
+# Forms of the one-pass convolution, of which the Triton backend takes one, and their dtypes.
+CHALLENGERS = {
+    "butterfly": (torch.float32, torch.bfloat16),
+    "monarch": (torch.bfloat16,),
+    "toeplitz": (torch.float32, torch.bfloat16),
+}
+ROOM = "sssd_hpc.ops.fftconv"
+
+
+def comparisons(device: str, quick: bool) -> Iterator[Comparison]:
+    """Yield the sweep over batch and length in float32, and other dtypes at the model's length."""
+    batches: tuple[int, ...]
+    lengths: tuple[int, ...]
+    if quick:
+        batches, lengths, features = (1, 3), (64,), 8
+    else:
+        batches = (8, 64, 1, 256) if device == "cuda" else (4, 1, 16)
+        lengths, features = (1000, 250, 2048), H
+    for L in lengths:
+        for B in batches:
+            yield from _one_shape(device, B, features, L, torch.float32)
+    narrow = torch.bfloat16 if device == "cuda" else torch.float64
+    for B in batches if device == "cuda" else batches[:1]:
+        yield from _one_shape(device, B, features, lengths[0], narrow)
+
+
+def _one_shape(device: str, B: int, H: int, L: int, dtype: torch.dtype) -> Iterator[Comparison]:
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    decay = torch.linspace(0, -5, L, device=device).exp()
+    given = {
+        "u": torch.randn(B, H, L, device=device).to(dtype),
+        "k": (torch.randn(2, H, L, device=device) * decay).to(wide),
+        "D": torch.randn(H, device=device).to(wide),
+    }
+    cotangent = torch.randn(B, H, L, device=device).to(dtype)
+    name = str(dtype).removeprefix("torch.")
+    features = slice(None, None, max(H // PROBES, 1))
+    double = {
+        key: value.double()
+        for key, value in (
+            ("u", given["u"][:, features]),
+            ("k", given["k"][:, features]),
+            ("D", given["D"][features]),
+        )
+    }
+
+    def pick(outcome: Outcome) -> Outcome:
+        y, *rest = outcome
+        if not rest:
+            return (y[:ROWS, features],)
+        du, dk, dD = rest
+        return y[:ROWS, features], du[:ROWS, features], dk[:, features], dD[features]
+
+    def truth(wanted: tuple[str, ...]) -> Outcome:
+        whole = differentiated(
+            functools.partial(reference.run, activation="gelu"),
+            double,
+            wanted,
+            cotangent[:, features].double(),
+        )
+        y, *rest = whole
+        return (y[:ROWS],) if not rest else (y[:ROWS], rest[0][:ROWS], *rest[1:])
+
+    for op, wanted in (("convolution", ()), ("convolution with gradients", ("u", "k", "D"))):
+        once = len(wanted) == 0
+        fft = counts.composite(B, H, L)
+        baseline = fft if once else fft + fft.times(2)
+        yield Comparison(
+            op,
+            {"B": B, "H": H, "L": L},
+            name,
+            baseline,
+            functools.partial(truth, wanted),
+            [
+                Candidate(
+                    backend,
+                    functools.partial(differentiated, way, given, wanted, cotangent),
+                    None if is_baseline else BOUNDS["convolution"][name],
+                    None if is_baseline else _cost(backend, B, H, L, dtype.itemsize, not once),
+                )
+                for backend, way, is_baseline in _ways(device, given, dtype, once)
+            ],
+            pick,
+        )
+
+
+def _ways(
+    device: str, given: dict[str, Tensor], dtype: torch.dtype, once: bool
+) -> Iterator[tuple[str, Callable[..., Tensor], bool]]:
+    """Yield name, function and whether it is a baseline."""
+
+    def plain(u: Tensor, k: Tensor, D: Tensor) -> Tensor:
+        return textbook.convolution(u.to(k.dtype), k, D).to(u.dtype)
+
+    yield "torch.fft", plain, True
+    if device == "cuda":
+        yield "torch.compile", torch.compile(plain, dynamic=False), True
+    for backend in usable_backends("fftconv", device, dtype):
+        yield backend, functools.partial(bidirectional_conv, backend=backend), False
+        if once:
+            spectrum = prepare(given["k"], given["D"], dtype, backend)
+            yield f"{backend}, kept", functools.partial(_kept, spectrum), False
+    if device == "cuda":
+        for challenger, dtypes in CHALLENGERS.items():
+            if dtype in dtypes and importlib.util.find_spec(f"{ROOM}.{challenger}"):
+                yield challenger, _raw(importlib.import_module(f"{ROOM}.{challenger}")), False
+
+
+def _kept(spectrum: Spectrum, u: Tensor, k: Tensor, D: Tensor) -> Tensor:
+    return convolve(u, spectrum)
+
+
+def _raw(module: Any) -> Callable[..., Tensor]:
+    """Wrap a form of the Triton backend that no name of the op selects; it shares its spectrum."""
+    shared = importlib.import_module(f"{ROOM}.triton")
+    ends = module if hasattr(module, "prepare") else shared
+
+    class Convolution(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, u: Tensor, k: Tensor, D: Tensor) -> Tensor:
+            K = ends.prepare(k, D)
+            y, pre = module.forward(u, K, "gelu", ctx.needs_input_grad[0])
+            ctx.save_for_backward(u, K, pre)
+            return y  # type: ignore[no-any-return]
+
+        @staticmethod
+        def backward(ctx: Any, *gradients: Any) -> Any:
+            u, K, pre = ctx.saved_tensors
+            du, dK = module.backward(gradients[0].contiguous(), u, K, pre, "gelu")
+            return du, *ends.prepare_backward(dK, u.shape[1], u.shape[2])
+
+    return lambda u, k, D: Convolution.apply(u, k, D)
+
+
+def _cost(backend: str, B: int, H: int, L: int, e: int, both: bool) -> counts.Cost:
+    if backend.startswith("torch"):
+        fft = counts.composite(B, H, L)
+        return fft + fft.times(2) if both else fft
+    if backend.startswith("monarch"):
+        once = counts.monarch(B, H, L, e)
+        return once + counts.monarch_backward(B, H, L, e) if both else once
+    if backend.startswith("toeplitz"):
+        once = counts.direct(B, H, L, e)
+        return once + once.times(2) if both else once
+    once = counts.one_pass(B, H, L, e)
+    return once + counts.one_pass_backward(B, H, L, e) if both else once

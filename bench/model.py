@@ -1,0 +1,395 @@
+"""Suites `training_step` and `denoising_step`: the papers' network against the textbook one.
+
+Both run in this process with the same weights, taking turns. First they must agree: the noise they
+predict and, in training, the gradient of every kind of parameter. Errors here are differences from
+the textbook network in float32, not from float64.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import mse_loss
+
+from bench import counts
+from bench.cases import BOUNDS, GRADIENTS, Candidate, Comparison, Record, Refusal, describe, label
+from bench.ceilings import matmul_precision
+from bench.textbook import Textbook
+from bench.timing import (
+    Clock,
+    available_gb,
+    forget_peak,
+    peak_gb,
+    release,
+    say,
+)
+
+NUM_LEADS, NUM_LABELS, NUM_STEPS = 8, 71, 200
+# A textbook training step of the papers' size on a CPU, counted from shorter stacks.
+TEXTBOOK_GB, TEXTBOOK_GB_PER_RECORD = 12.0, 2.5
+# A CPU step slower than this is timed once or twice only.
+SLOW_S = 60.0
+
+
+@dataclass(frozen=True)
+class Size:
+    """Sizes of a network."""
+
+    blocks: int = 36
+    channels: int = 256
+    N: int = 64
+    L: int = 1000
+
+    def shape(self, B: int) -> dict[str, int]:
+        """Return the shape of a record."""
+        return {"blocks": self.blocks, "B": B, "C": self.channels, "N": self.N, "L": self.L}
+
+
+PAPER, TINY = Size(), Size(blocks=2, channels=8, N=16, L=64)
+
+
+@dataclass(frozen=True)
+class Mode:
+    """How products are taken: float32, tf32 or bfloat16 autocast."""
+
+    name: str
+
+    @contextlib.contextmanager
+    def __call__(self, device: str) -> Iterator[None]:
+        """Set the mode inside the block."""
+        setting = "highest" if self.name == "float32" else "high"
+        autocast = torch.autocast(device, torch.bfloat16, enabled=self.name == "bfloat16")
+        with matmul_precision(setting), autocast:
+            yield
+
+    @property
+    def precision(self) -> str:
+        """Name the ceiling that products of this mode have."""
+        return {"float32": "fp32", "tf32": "tf32", "bfloat16": "bf16"}[self.name]
+
+
+MODES = [Mode("float32"), Mode("tf32"), Mode("bfloat16")]
+
+
+def build(size: Size, device: str) -> Any:
+    """Return our network with random weights in its head, which starts at zero otherwise."""
+    from sssd_hpc.model.sssd import SSSDECG
+
+    torch.manual_seed(0)
+    model = SSSDECG(
+        num_leads=NUM_LEADS,
+        num_labels=NUM_LABELS,
+        num_blocks=size.blocks,
+        channels=size.channels,
+        d_state=size.N,
+        lmax=size.L,
+    )
+    nn.init.normal_(model.head.weight, std=0.1)
+    return model.to(device)
+
+
+def batch(size: Size, B: int, device: str) -> tuple[Tensor, Tensor, Tensor]:
+    """Return x_t, t and labels."""
+    labels = torch.randint(0, 2, (B, NUM_LABELS), device=device)
+    t = torch.randint(0, NUM_STEPS, (B,), device=device)
+    return torch.randn(B, NUM_LEADS, size.L, device=device), t, labels
+
+
+def training_step(device: str, quick: bool, ceilings: dict[str, float]) -> list[Record]:
+    """Time forward, backward and AdamW; the gradients are compared in the first step."""
+    size = TINY if quick else PAPER
+    records: list[Record] = []
+    batches = (2,) if quick else ((8, 64) if device == "cuda" else (2, 4))
+    modes = MODES if device == "cuda" else MODES[:1]
+    for B in batches:
+        used = size
+        need = TEXTBOOK_GB + TEXTBOOK_GB_PER_RECORD * B
+        if device == "cpu" and not quick and available_gb() < need:
+            used = Size(blocks=12)
+            say(f"  {available_gb():.0f} GB free, the textbook needs {need:.0f}: 12 blocks of 36")
+        records += _train(device, used, B, modes, quick, ceilings)
+        release(device)
+    if device == "cpu":
+        records += _training_memory(size, 2)
+    return records
+
+
+def denoising_step(device: str, quick: bool, ceilings: dict[str, float]) -> list[Record]:
+    """Time one step of the sampler's network, its kernels kept, its step projections tabulated."""
+    size = TINY if quick else PAPER
+    records: list[Record] = []
+    batches = (2,) if quick else ((8, 256) if device == "cuda" else (2, 4))
+    modes = MODES if device == "cuda" else MODES[:1]
+    for B in batches:
+        records += _denoise(device, size, B, modes, quick, ceilings)
+        release(device)
+    if device == "cpu":
+        records += _sampling_memory(size, batches[-1])
+    return records
+
+
+class Step:
+    """A training step of a network: loss, backward, AdamW."""
+
+    def __init__(
+        self, network: nn.Module, given: tuple[Tensor, ...], target: Tensor, mode: Mode
+    ) -> None:
+        self.network, self.given, self.target, self.mode = network, given, target, mode
+        self.optimizer = torch.optim.AdamW(network.parameters(), lr=1e-6)
+        self.output = target
+
+    def gradients(self) -> dict[str, Tensor]:
+        """Leave the gradients in the parameters, and return them."""
+        device = self.target.device.type
+        self.optimizer.zero_grad(set_to_none=True)
+        with self.mode(device):
+            output = self.network(*self.given).float()
+            mse_loss(output, self.target).backward()
+        self.output = output.detach()
+        named = self.network.named_parameters()
+        return {name: p.grad.clone() for name, p in named if p.grad is not None}
+
+    def __call__(self) -> None:
+        """Take the step."""
+        device = self.target.device.type
+        self.optimizer.zero_grad(set_to_none=True)
+        with self.mode(device):
+            mse_loss(self.network(*self.given).float(), self.target).backward()
+            self.optimizer.step()
+
+
+def _train(
+    device: str,
+    size: Size,
+    B: int,
+    modes: list[Mode],
+    quick: bool,
+    ceilings: dict[str, float],
+) -> list[Record]:
+    model = build(size, device)
+    given, target = batch(size, B, device), torch.randn(B, NUM_LEADS, size.L, device=device)
+    public = Textbook(model)
+    truth: tuple[Tensor, dict[str, Tensor]] | None = None
+    records = []
+    for mode in modes:
+        cost = counts.training_step(
+            size.blocks, B, size.channels, size.N // 2, size.L, 2 if mode.name == "bfloat16" else 4
+        )
+        errors, peaks, works = {}, {}, {}
+        for backend, network in (("textbook", public), ("auto", model)):
+            step = Step(network, given, target, mode)
+            try:
+                peaks[backend], first_s, gradients = _first(step, device)
+            except torch.OutOfMemoryError:
+                say(f"  training step B{B} {mode.name}: {backend} is out of memory")
+                step.optimizer.zero_grad(set_to_none=True)
+                release(device)
+                continue
+            if truth is None:
+                truth = step.output, gradients
+            errors[backend] = _agreement(step.output, gradients, *truth)
+            _refuse(backend, mode, errors[backend], "training step")
+            del gradients
+            # The textbook's optimizer state and gradients must not weigh on the other's peak.
+            step.optimizer.zero_grad(set_to_none=True)
+            works[backend] = step, first_s
+        times = _turns(works, device, quick)
+        for backend, mine in times.items():
+            comparison = Comparison("training step", size.shape(B), mode.name, cost, tuple, [])
+            candidate = Candidate(backend, tuple, precision=mode.precision)
+            entry = describe(comparison, candidate, mine, errors[backend], ceilings)
+            entry["peak_gb"] = peaks[backend]
+            entry["bound"] = None if backend == "textbook" else BOUNDS["model"][mode.name]
+            records.append(entry)
+        _add_speedups(records, len(times))
+    return records
+
+
+def _first(step: Step, device: str) -> tuple[float, float, dict[str, Tensor]]:
+    """Return the peak memory in GB, the time and the gradients of a first pass.
+
+    On a CPU the peak is the whole process's, in which both networks stand.
+    """
+    if device == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+    else:
+        forget_peak()
+    begin = time.perf_counter()
+    gradients = step.gradients()
+    if device == "cuda":
+        torch.cuda.synchronize()
+        peak = torch.cuda.max_memory_allocated() / 1e9
+    else:
+        peak = peak_gb()
+    return peak, time.perf_counter() - begin, gradients
+
+
+def _turns(
+    works: Mapping[str, tuple[Callable[[], object], float]], device: str, quick: bool
+) -> dict[str, list[float]]:
+    """Take turns: 10 on a GPU; on a CPU 3, but 2 of steps over SLOW_S seconds; shots of the fast.
+
+    The first pass was the warm-up.
+    """
+    clock = Clock(device)
+    slowest = max((first_s for _, first_s in works.values()), default=0.0)
+    turns = 2 if quick or slowest > SLOW_S else (10 if device == "cuda" else 3)
+    times: dict[str, list[float]] = {backend: [] for backend in works}
+    if device == "cuda":
+        for work, _ in works.values():
+            work()
+    for _ in range(turns):
+        for backend, (work, first_s) in works.items():
+            # Two short ones beside each long one: the median of four is worth more than of two.
+            shots = 2 if first_s < slowest / 3 else 1
+            times[backend] += [clock(work) for _ in range(shots)]
+    return times
+
+
+def _agreement(
+    output: Tensor, gradients: dict[str, Tensor], true: Tensor, truth: dict[str, Tensor]
+) -> tuple[float, float]:
+    """Return the relative differences of outputs and of the worst kind of parameter's gradient."""
+    error = float((output - true).norm() / true.norm())
+    kinds: dict[str, list[float]] = {}
+    for name, gradient in truth.items():
+        kind = ".".join(part for part in name.split(".") if not part.isdigit())
+        sums = kinds.setdefault(kind, [0.0, 0.0])
+        mine = gradients.get(name)
+        difference = gradient if mine is None else gradient - mine.reshape(gradient.shape)
+        sums[0] += float(difference.double().square().sum())
+        sums[1] += float(gradient.double().square().sum())
+    return error, max((wrong / max(whole, 1e-30)) ** 0.5 for wrong, whole in kinds.values())
+
+
+def _refuse(backend: str, mode: Mode, errors: tuple[float, float | None], what: str) -> None:
+    bound = BOUNDS["model"][mode.name]
+    if backend == "textbook":
+        return
+    for part, error, limit in (
+        ("output", errors[0], bound),
+        ("gradients", errors[1], GRADIENTS * bound),
+    ):
+        if error is not None and not error <= limit:
+            raise Refusal(
+                f"{what} in {mode.name}: {part} of {backend} differ from the textbook's by "
+                f"{error:.2e}, the bound is {limit:.0e}"
+            )
+
+
+@torch.no_grad()
+def _denoise(
+    device: str,
+    size: Size,
+    B: int,
+    modes: list[Mode],
+    quick: bool,
+    ceilings: dict[str, float],
+) -> list[Record]:
+    model = build(size, device).eval()
+    given = batch(size, B, device)
+    public, sampler = Textbook(model), model.for_sampling(size.L, NUM_STEPS)
+    del model
+    networks: dict[str, Callable[..., Tensor]] = {"textbook": public, "auto": sampler}
+    if device == "cuda":
+        from sssd_hpc.diffusion.capture import captured
+
+        networks["auto, captured"] = captured(sampler)
+    truth: Tensor | None = None
+    records = []
+    for mode in modes:
+        cost = counts.denoising_step(
+            size.blocks, B, size.channels, size.N // 2, size.L, 2 if mode.name == "bfloat16" else 4
+        )
+        if device == "cuda":
+            # A graph keeps the precision that it was captured in.
+            networks["auto, captured"] = captured(sampler)
+        errors, peaks, works = {}, {}, {}
+        for backend, network in networks.items():
+            work = functools.partial(_predict, network, given, mode, device)
+            try:
+                if device == "cuda":
+                    torch.cuda.reset_peak_memory_stats()
+                begin = time.perf_counter()
+                output = work()
+                if device == "cuda":
+                    torch.cuda.synchronize()
+                    peaks[backend] = torch.cuda.max_memory_allocated() / 1e9
+                first_s = time.perf_counter() - begin
+            except torch.OutOfMemoryError:
+                say(f"  denoising step B{B} {mode.name}: {backend} is out of memory")
+                release(device)
+                continue
+            truth = output if truth is None else truth
+            errors[backend] = float((output - truth).norm() / truth.norm()), None
+            _refuse(backend, mode, errors[backend], "denoising step")
+            works[backend] = work, first_s
+        for backend, mine in _turns(works, device, quick).items():
+            comparison = Comparison("denoising step", size.shape(B), mode.name, cost, tuple, [])
+            candidate = Candidate(backend, tuple, precision=mode.precision)
+            entry = describe(comparison, candidate, mine, errors[backend], ceilings)
+            entry["peak_gb"] = peaks.get(backend)
+            entry["bound"] = None if backend == "textbook" else BOUNDS["model"][mode.name]
+            records.append(entry)
+        _add_speedups(records, len(works))
+    return records
+
+
+@torch.no_grad()
+def _predict(
+    network: Callable[..., Tensor], given: tuple[Tensor, ...], mode: Mode, device: str
+) -> Tensor:
+    with mode(device):
+        return network(*given).float()
+
+
+def _add_speedups(records: list[Record], count: int) -> None:
+    """Compare the last `count` records with the textbook's among them, and show them."""
+    latest = records[len(records) - count :]
+    base = next((r["median_s"] for r in latest if r["backend"] == "textbook"), None)
+    for entry in latest:
+        entry["speedup"] = base / entry["median_s"] if base else None
+    if latest:
+        cells = ", ".join(f"{r['backend']} {r['median_s']:.3g} s" for r in latest)
+        say(f"  {label(latest[0])}: {cells}")
+
+
+def _training_memory(size: Size, B: int) -> list[Record]:
+    """Measure processes of their own that train alone."""
+    return [
+        _memory("training memory", size, B, "auto"),
+        _memory("training memory", size, B, "auto, checkpointed"),
+    ]
+
+
+def _sampling_memory(size: Size, B: int) -> list[Record]:
+    return [_memory("sampling memory", size, B, "auto")]
+
+
+def _memory(op: str, size: Size, B: int, backend: str) -> Record:
+    numbers = map(str, (size.blocks, size.channels, size.N, size.L, B))
+    command = [sys.executable, "-m", "bench.memory", op.partition(" ")[0], *numbers]
+    if "checkpointed" in backend:
+        command.append("--checkpoint")
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    peak, seconds = map(float, done.stdout.split())
+    say(f"  {op} B{B} {backend}: {peak:.2f} GB, {seconds:.2f} s a step")
+    return {
+        "op": op,
+        "shape": size.shape(B),
+        "dtype": "float32",
+        "backend": backend,
+        "peak_gb": peak,
+        "median_s": seconds,
+        "repeats": 1.0,
+    }
