@@ -62,7 +62,7 @@ import dataclasses
 from sssd_hpc.ops import aot
 usual = next(c for c in aot.collect("nplr") if c.name == "nplr forward frozen, 2 channels, fp32")
 greedy = dataclasses.replace(
-    usual, constexprs={{**usual.constexprs, "N2": 1, "NODES": {32 * threads}, "UNROLL": 1}}
+    usual, constexprs={{**usual.constexprs, "NODES": {32 * threads}, "UNROLL": 1}}
 )
 print(*aot.check(greedy, aot.build(greedy, "{target}"), "{target}"), sep="\\n")
 """
