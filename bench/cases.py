@@ -8,6 +8,7 @@ bound; their errors are reported.
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
@@ -33,6 +34,8 @@ BOUNDS = {
     "model": {"float32": 1e-4, "tf32": 3e-2, "bfloat16": 1e-1},
 }
 GRADIENTS = 3
+# A baseline this slow has no warm-up: the call that is checked is timed as well.
+SLOW_S = 1.0
 
 Outcome: TypeAlias = tuple[Tensor, ...]
 Record: TypeAlias = dict[str, Any]
@@ -92,21 +95,24 @@ def compare(
 ) -> list[Record]:
     """Check and time the candidates of one comparison, in turns."""
     truth = comparison.oracle()
-    able, errors, works = [], [], []
-    for candidate in comparison.candidates:
+    able, errors, works, first_s = [], [], [], 0.0
+    for number, candidate in enumerate(comparison.candidates):
+        begin = time.perf_counter()
         try:
-            outcome = comparison.pick(candidate.work())
+            whole = candidate.work()
         except (torch.OutOfMemoryError, UserError) as error:
             reason = str(error).partition("\n")[0]
             say(f"  {comparison.op} {comparison.shape} by {candidate.backend}: {reason}")
             release(device)
             continue
-        errors.append(check(comparison, candidate, outcome, truth))
-        del outcome
+        if number == 0 and device == "cpu":
+            first_s = time.perf_counter() - begin
+        errors.append(check(comparison, candidate, comparison.pick(whole), truth))
+        del whole
         able.append(candidate)
         works.append(graphed(candidate.work) if device == "cuda" else candidate.work)
     del truth
-    times = interleave(works, device, effort)
+    times = interleave(works, device, effort, first_s if first_s > SLOW_S else 0.0)
     records = [
         describe(comparison, candidate, mine, error, ceilings)
         for candidate, mine, error in zip(able, times, errors, strict=True)

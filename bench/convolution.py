@@ -10,15 +10,15 @@ from __future__ import annotations
 
 import functools
 import importlib
-import importlib.util
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from bench import counts, textbook
 from bench.cases import BOUNDS, Candidate, Comparison, Outcome
+from bench.ceilings import matmul_precision
 from bench.kernels import differentiated, usable_backends
 from sssd_hpc.ops import Spectrum, bidirectional_conv, convolve, prepare
 from sssd_hpc.ops.fftconv import reference
@@ -26,12 +26,14 @@ from sssd_hpc.ops.fftconv import reference
 H = 512
 # Features and rows on which errors are taken.
 PROBES, ROWS = 4, 2
-# Forms of the one-pass convolution, of which the Triton backend takes one, and their dtypes.
-CHALLENGERS = {
-    "butterfly": (torch.float32, torch.bfloat16),
-    "monarch": (torch.bfloat16,),
-    "toeplitz": (torch.float32, torch.bfloat16),
-}
+# Forms of the Triton convolution that its backend does not take for a dtype, and the precision of
+# float32 products: "high" is tf32.
+CHALLENGERS = (
+    ("toeplitz", torch.float32, "highest"),
+    ("toeplitz", torch.float32, "high"),
+    ("toeplitz", torch.bfloat16, "highest"),
+    ("butterfly", torch.bfloat16, "highest"),
+)
 ROOM = "sssd_hpc.ops.fftconv"
 
 
@@ -101,37 +103,56 @@ def _one_shape(device: str, B: int, H: int, L: int, dtype: torch.dtype) -> Itera
             functools.partial(truth, wanted),
             [
                 Candidate(
-                    backend,
-                    functools.partial(differentiated, way, given, wanted, cotangent),
-                    None if is_baseline else BOUNDS["convolution"][name],
-                    None if is_baseline else _cost(backend, B, H, L, dtype.itemsize, not once),
+                    way.name,
+                    functools.partial(_at_setting, way, given, wanted, cotangent),
+                    None if way.baseline else BOUNDS["convolution"][way.precision or name],
+                    None if way.baseline else _cost(way, dtype, B, H, L, not once),
+                    way.precision,
                 )
-                for backend, way, is_baseline in _ways(device, given, dtype, once)
+                for way in _ways(device, given, dtype, once)
             ],
             pick,
         )
 
 
-def _ways(
-    device: str, given: dict[str, Tensor], dtype: torch.dtype, once: bool
-) -> Iterator[tuple[str, Callable[..., Tensor], bool]]:
-    """Yield name, function and whether it is a baseline."""
+class _Way(NamedTuple):
+    """One way to convolve: `run` takes u, k and D."""
 
+    name: str
+    run: Callable[..., Tensor]
+    baseline: bool = False
+    setting: str = "highest"
+
+    @property
+    def precision(self) -> str:
+        return "tf32" if self.setting == "high" else ""
+
+
+def _ways(device: str, given: dict[str, Tensor], dtype: torch.dtype, once: bool) -> Iterator[_Way]:
     def plain(u: Tensor, k: Tensor, D: Tensor) -> Tensor:
         return textbook.convolution(u.to(k.dtype), k, D).to(u.dtype)
 
-    yield "torch.fft", plain, True
-    if device == "cuda":
-        yield "torch.compile", torch.compile(plain, dynamic=False), True
+    yield _Way("torch.fft", plain, baseline=True)
+    # Compiled for the shapes of training alone: each takes many seconds.
+    if device == "cuda" and given["u"].shape[0] in (8, 64) and given["u"].shape[2] == 1000:
+        yield _Way("torch.compile", torch.compile(plain, dynamic=False), baseline=True)
     for backend in usable_backends("fftconv", device, dtype):
-        yield backend, functools.partial(bidirectional_conv, backend=backend), False
+        yield _Way(backend, functools.partial(bidirectional_conv, backend=backend))
         if once:
             spectrum = prepare(given["k"], given["D"], dtype, backend)
-            yield f"{backend}, kept", functools.partial(_kept, spectrum), False
-    if device == "cuda":
-        for challenger, dtypes in CHALLENGERS.items():
-            if dtype in dtypes and importlib.util.find_spec(f"{ROOM}.{challenger}"):
-                yield challenger, _raw(importlib.import_module(f"{ROOM}.{challenger}")), False
+            yield _Way(f"{backend}, kept", functools.partial(_kept, spectrum))
+    if device == "cuda" and "triton" in usable_backends("fftconv", device, dtype):
+        for name, taken, setting in CHALLENGERS:
+            if dtype == taken:
+                way = _Way(name, _raw(importlib.import_module(f"{ROOM}.{name}")), setting=setting)
+                yield way._replace(name=f"{name} {way.precision}".strip())
+
+
+def _at_setting(
+    way: _Way, given: dict[str, Tensor], wanted: tuple[str, ...], cotangent: Tensor
+) -> Outcome:
+    with matmul_precision(way.setting):
+        return differentiated(way.run, given, wanted, cotangent)
 
 
 def _kept(spectrum: Spectrum, u: Tensor, k: Tensor, D: Tensor) -> Tensor:
@@ -160,15 +181,16 @@ def _raw(module: Any) -> Callable[..., Tensor]:
     return lambda u, k, D: Convolution.apply(u, k, D)
 
 
-def _cost(backend: str, B: int, H: int, L: int, e: int, both: bool) -> counts.Cost:
-    if backend.startswith("torch"):
-        fft = counts.composite(B, H, L)
-        return fft + fft.times(2) if both else fft
-    if backend.startswith("monarch"):
-        once = counts.monarch(B, H, L, e)
-        return once + counts.monarch_backward(B, H, L, e) if both else once
-    if backend.startswith("toeplitz"):
+def _cost(way: _Way, dtype: torch.dtype, B: int, H: int, L: int, both: bool) -> counts.Cost:
+    e = dtype.itemsize
+    if way.name.startswith("torch"):
+        once = counts.composite(B, H, L)
+        backward = once.times(2)
+    elif way.name.startswith("toeplitz"):
         once = counts.direct(B, H, L, e)
-        return once + once.times(2) if both else once
-    once = counts.one_pass(B, H, L, e)
-    return once + counts.one_pass_backward(B, H, L, e) if both else once
+        backward = once.times(2)
+    elif way.name.startswith("triton") and dtype == torch.bfloat16:
+        once, backward = counts.monarch(B, H, L, e), counts.monarch_backward(B, H, L, e)
+    else:
+        once, backward = counts.one_pass(B, H, L, e), counts.one_pass_backward(B, H, L, e)
+    return once + backward if both else once

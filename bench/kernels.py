@@ -169,8 +169,11 @@ def _cauchy(
 
 def _grouped(device: str, layers: int, H: int, N: int, L: int) -> Iterator[Comparison]:
     """Yield the frozen kernels of many layers: one call a layer, then one call for all."""
-    each = [parameters(H, N, L, torch.float32, device) for _ in range(layers)]
-    constants = [frozen_of(given, L) for given in each]
+    # A few layers again and again: making them costs more than the kernels.
+    few = [parameters(H, N, L, torch.float32, device) for _ in range(min(layers, 4))]
+    each = [few[i % len(few)] for i in range(layers)]
+    frozen = [frozen_of(given, L) for given in few]
+    constants = [frozen[i % len(frozen)] for i in range(layers)]
     together = FrozenNplr.group(constants)
     planes = torch.cat([torch.view_as_real(given["C"]) for given in each], dim=1)
     cotangent = torch.randn(CHANNELS, layers * H, L, device=device)

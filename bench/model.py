@@ -8,7 +8,6 @@ the textbook network in float32, not from float64.
 from __future__ import annotations
 
 import contextlib
-import functools
 import subprocess
 import sys
 import time
@@ -34,10 +33,13 @@ from bench.timing import (
 )
 
 NUM_LEADS, NUM_LABELS, NUM_STEPS = 8, 71, 200
-# A textbook training step of the papers' size on a CPU, counted from shorter stacks.
-TEXTBOOK_GB, TEXTBOOK_GB_PER_RECORD = 12.0, 2.5
-# A CPU step slower than this is timed once or twice only.
-SLOW_S = 60.0
+# Memory of a textbook training step at the papers' widths on a CPU: fixed, of each block, and of
+# each record in a block; from stacks of 1 and 3 blocks at batches 2 and 4.
+TEXTBOOK_GB = (2.5, 0.373, 0.042)
+# The blocks that are compared where that is too much.
+FEWER = 12
+# A step slower than this is timed twice, its first and checked pass included.
+SLOW_S = 15.0
 
 
 @dataclass(frozen=True)
@@ -112,10 +114,11 @@ def training_step(device: str, quick: bool, ceilings: dict[str, float]) -> list[
     modes = MODES if device == "cuda" else MODES[:1]
     for B in batches:
         used = size
-        need = TEXTBOOK_GB + TEXTBOOK_GB_PER_RECORD * B
+        fixed, each, record = TEXTBOOK_GB
+        need = fixed + size.blocks * (each + record * B)
         if device == "cpu" and not quick and available_gb() < need:
-            used = Size(blocks=12)
-            say(f"  {available_gb():.0f} GB free, the textbook needs {need:.0f}: 12 blocks of 36")
+            used = Size(blocks=FEWER)
+            say(f"  the textbook needs {need:.0f} GB, {available_gb():.0f} are free: fewer blocks")
         records += _train(device, used, B, modes, quick, ceilings)
         release(device)
     if device == "cpu":
@@ -144,27 +147,23 @@ class Step:
         self, network: nn.Module, given: tuple[Tensor, ...], target: Tensor, mode: Mode
     ) -> None:
         self.network, self.given, self.target, self.mode = network, given, target, mode
-        self.optimizer = torch.optim.AdamW(network.parameters(), lr=1e-6)
+        # At rate 0 the optimizer does all its work and every step begins with the same weights.
+        self.optimizer = torch.optim.AdamW(network.parameters(), lr=0.0)
         self.output = target
 
-    def gradients(self) -> dict[str, Tensor]:
-        """Leave the gradients in the parameters, and return them."""
-        device = self.target.device.type
+    def __call__(self) -> None:
+        """Take the step; gradients stay until the next one."""
         self.optimizer.zero_grad(set_to_none=True)
-        with self.mode(device):
+        with self.mode(self.target.device.type):
             output = self.network(*self.given).float()
             mse_loss(output, self.target).backward()
-        self.output = output.detach()
-        named = self.network.named_parameters()
-        return {name: p.grad.clone() for name, p in named if p.grad is not None}
-
-    def __call__(self) -> None:
-        """Take the step."""
-        device = self.target.device.type
-        self.optimizer.zero_grad(set_to_none=True)
-        with self.mode(device):
-            mse_loss(self.network(*self.given).float(), self.target).backward()
             self.optimizer.step()
+        self.output = output.detach()
+
+    def gradients(self) -> dict[str, Tensor]:
+        """Return the gradients of the last step."""
+        named = self.network.named_parameters()
+        return {name: p.grad for name, p in named if p.grad is not None}
 
 
 def _train(
@@ -188,18 +187,17 @@ def _train(
         for backend, network in (("textbook", public), ("auto", model)):
             step = Step(network, given, target, mode)
             try:
-                peaks[backend], first_s, gradients = _first(step, device)
+                peaks[backend], first_s = _first(step, device)
             except torch.OutOfMemoryError:
                 say(f"  training step B{B} {mode.name}: {backend} is out of memory")
                 step.optimizer.zero_grad(set_to_none=True)
                 release(device)
                 continue
             if truth is None:
-                truth = step.output, gradients
-            errors[backend] = _agreement(step.output, gradients, *truth)
+                kept = {name: gradient.cpu() for name, gradient in step.gradients().items()}
+                truth = step.output, kept
+            errors[backend] = _agreement(step.output, step.gradients(), *truth)
             _refuse(backend, mode, errors[backend], "training step")
-            del gradients
-            # The textbook's optimizer state and gradients must not weigh on the other's peak.
             step.optimizer.zero_grad(set_to_none=True)
             works[backend] = step, first_s
         times = _turns(works, device, quick)
@@ -214,8 +212,8 @@ def _train(
     return records
 
 
-def _first(step: Step, device: str) -> tuple[float, float, dict[str, Tensor]]:
-    """Return the peak memory in GB, the time and the gradients of a first pass.
+def _first(work: Callable[[], object], device: str) -> tuple[float, float]:
+    """Return the peak memory in GB and the time of a first pass.
 
     On a CPU the peak is the whole process's, in which both networks stand.
     """
@@ -225,33 +223,35 @@ def _first(step: Step, device: str) -> tuple[float, float, dict[str, Tensor]]:
     else:
         forget_peak()
     begin = time.perf_counter()
-    gradients = step.gradients()
+    work()
     if device == "cuda":
         torch.cuda.synchronize()
         peak = torch.cuda.max_memory_allocated() / 1e9
     else:
         peak = peak_gb()
-    return peak, time.perf_counter() - begin, gradients
+    return peak, time.perf_counter() - begin
 
 
 def _turns(
     works: Mapping[str, tuple[Callable[[], object], float]], device: str, quick: bool
 ) -> dict[str, list[float]]:
-    """Take turns: 10 on a GPU; on a CPU 3, but 2 of steps over SLOW_S seconds; shots of the fast.
+    """Time works in turns, several shots of the quicker ones; the first pass was the warm-up.
 
-    The first pass was the warm-up.
+    On a GPU 10 turns, on a CPU 3. On a CPU a work over SLOW_S has no warm-up: its first pass
+    counts, and one more turn follows.
     """
     clock = Clock(device)
-    slowest = max((first_s for _, first_s in works.values()), default=0.0)
-    turns = 2 if quick or slowest > SLOW_S else (10 if device == "cuda" else 3)
+    first = {backend: first_s for backend, (_, first_s) in works.items()}
+    slowest = max(first.values(), default=0.0)
+    slow = device == "cpu" and slowest > SLOW_S
+    turns = 10 if device == "cuda" else 1 if slow else 2 if quick else 3
     times: dict[str, list[float]] = {backend: [] for backend in works}
-    if device == "cuda":
-        for work, _ in works.values():
-            work()
+    for backend, first_s in first.items():
+        if slow and first_s > SLOW_S:
+            times[backend].append(first_s)
     for _ in range(turns):
-        for backend, (work, first_s) in works.items():
-            # Two short ones beside each long one: the median of four is worth more than of two.
-            shots = 2 if first_s < slowest / 3 else 1
+        for backend, (work, _) in works.items():
+            shots = 1 if device == "cuda" else min(3, max(1, int(slowest / first[backend] / 2)))
             times[backend] += [clock(work) for _ in range(shots)]
     return times
 
@@ -266,7 +266,8 @@ def _agreement(
         kind = ".".join(part for part in name.split(".") if not part.isdigit())
         sums = kinds.setdefault(kind, [0.0, 0.0])
         mine = gradients.get(name)
-        difference = gradient if mine is None else gradient - mine.reshape(gradient.shape)
+        # A parameter that nothing reaches may have no gradient or a zero one.
+        difference = gradient if mine is None else gradient - mine.cpu()
         sums[0] += float(difference.double().square().sum())
         sums[1] += float(gradient.double().square().sum())
     return error, max((wrong / max(whole, 1e-30)) ** 0.5 for wrong, whole in kinds.values())
@@ -316,41 +317,45 @@ def _denoise(
             networks["auto, captured"] = captured(sampler)
         errors, peaks, works = {}, {}, {}
         for backend, network in networks.items():
-            work = functools.partial(_predict, network, given, mode, device)
+            work = _Prediction(network, given, mode, device)
             try:
-                if device == "cuda":
-                    torch.cuda.reset_peak_memory_stats()
-                begin = time.perf_counter()
-                output = work()
-                if device == "cuda":
-                    torch.cuda.synchronize()
-                    peaks[backend] = torch.cuda.max_memory_allocated() / 1e9
-                first_s = time.perf_counter() - begin
+                peaks[backend], first_s = _first(work, device)
             except torch.OutOfMemoryError:
                 say(f"  denoising step B{B} {mode.name}: {backend} is out of memory")
                 release(device)
                 continue
-            truth = output if truth is None else truth
-            errors[backend] = float((output - truth).norm() / truth.norm()), None
+            truth = work.output if truth is None else truth
+            errors[backend] = float((work.output - truth).norm() / truth.norm()), None
             _refuse(backend, mode, errors[backend], "denoising step")
             works[backend] = work, first_s
         for backend, mine in _turns(works, device, quick).items():
             comparison = Comparison("denoising step", size.shape(B), mode.name, cost, tuple, [])
             candidate = Candidate(backend, tuple, precision=mode.precision)
             entry = describe(comparison, candidate, mine, errors[backend], ceilings)
-            entry["peak_gb"] = peaks.get(backend)
+            entry["peak_gb"] = peaks[backend]
             entry["bound"] = None if backend == "textbook" else BOUNDS["model"][mode.name]
             records.append(entry)
         _add_speedups(records, len(works))
     return records
 
 
-@torch.no_grad()
-def _predict(
-    network: Callable[..., Tensor], given: tuple[Tensor, ...], mode: Mode, device: str
-) -> Tensor:
-    with mode(device):
-        return network(*given).float()
+class _Prediction:
+    """One denoising step; the last output is kept."""
+
+    def __init__(
+        self,
+        network: Callable[..., Tensor],
+        given: tuple[Tensor, ...],
+        mode: Mode,
+        device: str,
+    ) -> None:
+        self.network, self.given, self.mode, self.device = network, given, mode, device
+        self.output = given[0]
+
+    @torch.no_grad()
+    def __call__(self) -> None:
+        with self.mode(self.device):
+            self.output = self.network(*self.given).float()
 
 
 def _add_speedups(records: list[Record], count: int) -> None:

@@ -249,6 +249,9 @@ def flags(tree: Mapping[str, Any], prefix: str = "") -> list[str]:
         name = f"{prefix}{key}".replace("_", "-")
         if isinstance(value, Mapping):
             result += flags(value, f"{name}.")
+        elif isinstance(value, bool):
+            switch, _, last = name.rpartition(".")
+            result.append(f"--{name}" if value else f"--{switch}.no-{last}".replace("--.", "--"))
         elif isinstance(value, Sequence) and not isinstance(value, str):
             result += [f"--{name}", *(str(item) for item in value)]
         else:

@@ -49,6 +49,14 @@ def cauchy(module: Any) -> None:
         module.backward(module.forward(v, z, v), v, z, v, need_z=True)
 
 
+def fftconv(module: Any) -> None:
+    for dtype in (torch.float32, torch.bfloat16):
+        u = torch.ones(16, 2, 1000, dtype=dtype)
+        K = module.prepare(torch.ones(2, 2, 1000), torch.ones(2))
+        y, pre = module.forward(u, K, "gelu", True)
+        module.backward(y, u, K, pre, "gelu")
+
+
 def record() -> list[tuple[Any, Any]]:
     """Let launches compile only; return the list of (kernel, what it was compiled from)."""
     seen: list[tuple[Any, Any]] = []

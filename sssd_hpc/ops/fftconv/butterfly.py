@@ -374,8 +374,9 @@ def _constants(n: int, L: int, pairs: int) -> dict[str, Any]:
 
 
 def _options(n: int) -> dict[str, Any]:
-    # Sixteen complex numbers a thread: two of each tile of a radix-8 stage.
-    return launch.options(num_warps=max(1, n // 512))
+    # Sixteen complex numbers a thread, two of each tile of a radix-8 stage. The longest circle has
+    # twice as many: its backward spills a little, and would spill more with half the registers.
+    return launch.options(num_warps=min(8, n // 512))
 
 
 @functools.lru_cache(maxsize=16)

@@ -230,7 +230,7 @@ def _constants(n: int, L: int, pairs: int) -> dict[str, Any]:
 
 
 def _options(n: int) -> dict[str, Any]:
-    return launch.options(num_warps=n // 512)
+    return launch.options(num_warps=n // 256)
 
 
 @functools.lru_cache(maxsize=16)

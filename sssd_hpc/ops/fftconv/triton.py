@@ -9,8 +9,9 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from sssd_hpc.errors import UserError
+from sssd_hpc.ops import aot
 from sssd_hpc.ops.fftconv import butterfly, monarch
-from sssd_hpc.ops.fftconv.packing import LONGEST, circle
+from sssd_hpc.ops.fftconv.packing import CHUNK, LONGEST, circle
 
 DTYPES = (torch.float32, torch.bfloat16)
 
@@ -58,5 +59,44 @@ def backward(
 
 
 def _form(u: Tensor, K: Tensor) -> Any:
-    narrow = u.dtype == torch.bfloat16 and K.shape[1] <= monarch.LARGEST
-    return monarch if narrow else butterfly
+    # On AMD the tile of products does not fit the registers.
+    narrow = u.dtype == torch.bfloat16 and torch.version.hip is None
+    return monarch if narrow and K.shape[1] <= monarch.LARGEST else butterfly
+
+
+def _compilation(
+    name: str, form: Any, kernel: Any, rows: str, registers: int, constexprs: dict[str, Any]
+) -> aot.Compilation:
+    """Take what a launch at L = 1000 compiles; rows is "fp32" or "bf16"."""
+    kinds = dict.fromkeys(("U", "dU", "Y", "dY", "Pre", "F1", "F2"), f"*{rows}")
+    kinds |= dict.fromkeys(("K", "dK", "W", "T"), "*i64")
+    constexprs = form._constants(2048, 1000, CHUNK) | constexprs
+    products = form is monarch
+    nvidia = aot.Budget(registers=registers)
+    # There the butterflies keep scalars in vector registers; products are not launched.
+    amd = aot.Budget(registers=256, spills=32)
+    if products:
+        amd = aot.Budget(registers=256, stack=2048, spills=512)
+    budgets = dict.fromkeys(("sm_80", "sm_90", "sm_100"), nvidia)
+    return aot.Compilation(
+        name=f"fftconv {name}, {rows}",
+        kernel=kernel,
+        signature={a: kinds.get(a, "i32") for a in kernel.arg_names if a not in constexprs},
+        constexprs=constexprs,
+        options=form._options(2048),
+        budgets=budgets | {"gfx942": amd},
+        tensor_cores=products,
+    )
+
+
+KEPT = {"GELU": True, "KEEP": True}
+COMPILATIONS = [
+    _compilation("butterfly", butterfly, butterfly._forward_kernel, "fp32", 168, KEPT),
+    _compilation(
+        "butterfly backward", butterfly, butterfly._backward_kernel, "fp32", 255, {"GELU": True}
+    ),
+    _compilation("monarch", monarch, monarch._forward_kernel, "bf16", 128, KEPT),
+    _compilation(
+        "monarch backward", monarch, monarch._backward_kernel, "bf16", 255, {"GELU": True}
+    ),
+]

@@ -1,0 +1,64 @@
+"""The command line with training by plain torch, for GPU machines that have no DeepSpeed.
+
+    python -m bench.plain_engine train --preset sssd_ecg --data store --run run ...
+
+Loop, checkpoints and export are the real ones; only backward and the optimizer's step are not
+DeepSpeed's. It is here for measurements and refuses nothing that the real engine would refuse.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from bench.ceilings import matmul_precision
+from sssd_hpc import cli
+from sssd_hpc.config import TrainConfig
+from sssd_hpc.train import loop
+from sssd_hpc.train.engine import Engine, device_here
+
+
+class Plain:
+    """What `Engine` asks of a DeepSpeed engine."""
+
+    def __init__(
+        self, module: nn.Module, optimizer: torch.optim.Optimizer, train: TrainConfig, device: str
+    ) -> None:
+        self.module, self.optimizer, self.train, self.device = module, optimizer, train, device
+
+    def __call__(self, x_t: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+        """Return the model's output, under autocast where the config asks for it."""
+        enabled = self.train.precision == "bf16"
+        with torch.autocast(self.device, torch.bfloat16, enabled=enabled):
+            eps_hat: Tensor = self.module(x_t, t, labels)
+        return eps_hat
+
+    def backward(self, loss: Tensor) -> None:
+        """Compute gradients."""
+        loss.backward()
+
+    def step(self) -> None:
+        """Clip if configured, update the parameters, clear the gradients."""
+        if self.train.grad_clip:
+            nn.utils.clip_grad_norm_(self.module.parameters(), self.train.grad_clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+
+@contextlib.contextmanager
+def open_engine(
+    model: nn.Module, optimizer: torch.optim.Optimizer, train: TrainConfig
+) -> Iterator[Engine]:
+    """Yield `model` and `optimizer` as an `Engine` of one process."""
+    device = device_here()
+    with matmul_precision("highest" if train.precision == "fp32" else "high"):
+        yield Engine(Plain(model.to(device), optimizer, train, device.type), device, 1)
+
+
+if __name__ == "__main__":
+    loop.open_engine = open_engine
+    sys.exit(cli.main())
