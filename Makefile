@@ -57,4 +57,5 @@ lint: setup
 
 bench: setup
 	$(BIN)/python -m bench.prepare
-	$(BIN)/python -m bench.sampling_step
+	$(BIN)/python -m bench
+	$(BIN)/python -m bench.report

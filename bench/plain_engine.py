@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Iterator
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
@@ -60,5 +61,5 @@ def open_engine(
 
 
 if __name__ == "__main__":
-    loop.open_engine = open_engine
-    sys.exit(cli.main())
+    with mock.patch.object(loop, "open_engine", open_engine):
+        sys.exit(cli.main())

@@ -7,10 +7,11 @@
 //     R_ij = sum_n (-c b p - t a q) + i (t a p - c b q)
 //     k_f = (c + i s)(R_BC - gamma R_PC),   gamma = c R_BQ / (1 + c R_PQ)
 //
-// The product form of d keeps its digits near the resonance c wi = t. A tile of nodes is worked on
-// at a time: the reciprocals of all states first, which stay in the cache, then the sums, a few
-// products at a time so that they stay in registers. Products are in the order BC for every
-// channel, PC for every channel, BQ, PQ; the last two only where gamma is not given.
+// All products share one reciprocal 1/d of each state, to the last bit: that keeps k_f accurate near
+// the resonance c wi = t. A tile of nodes is worked on at a time: the reciprocals of all states
+// first, which stay in the cache, then the sums, a few products at a time so that they stay in
+// registers. Products are in the order BC for every channel, PC for every channel, BQ, PQ; the last
+// two only where gamma is not given.
 //
 // S4 (arXiv:2111.00396), Algorithm 1; docs/math.md derives both directions.
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -13,20 +14,33 @@ from sssd_hpc.ops import backends
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run a test with the argument `backend` on every backend of the op that its file names."""
+    """Run a test with the argument `backend` on every backend of the op that its file names.
+
+    Where there is a GPU, those that can use one run on it, too, marked `gpu`; Triton only there.
+    """
     op = metafunc.module.__name__.rpartition("test_")[2]
     if "backend" not in metafunc.fixturenames or op not in backends.OPS:
         return
-    names = [
-        name
-        for name, file in backends.FILES.items()
-        if name != "reference" and importlib.util.find_spec(f"sssd_hpc.ops.{op}.{file}")
-    ]
     skip = pytest.mark.skipif(_lacks_keops(), reason="pykeops is not installed")
-    metafunc.parametrize(
-        "backend",
-        [pytest.param(name, marks=skip) if name == "keops" else name for name in names],
-    )
+    gpu = torch.cuda.is_available()
+    cases = []
+    for name, file in backends.FILES.items():
+        if name == "reference" or not importlib.util.find_spec(f"sssd_hpc.ops.{op}.{file}"):
+            continue
+        marks = [skip] if name == "keops" else []
+        if not (gpu and name == "triton"):
+            cases.append(pytest.param(name, marks=marks, id=name))
+        if gpu and name != "cpp":
+            cases.append(pytest.param(name, marks=[*marks, pytest.mark.gpu], id=f"{name}-gpu"))
+    metafunc.parametrize("backend", cases)
+
+
+@pytest.fixture(autouse=True)
+def _device(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Make a test's tensors on the GPU where its backend runs there."""
+    on_gpu = "backend" in request.fixturenames and request.node.get_closest_marker("gpu")
+    with torch.device("cuda") if on_gpu else contextlib.nullcontext():
+        yield
 
 
 def _lacks_keops() -> bool:

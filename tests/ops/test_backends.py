@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from sssd_hpc.errors import UserError
-from sssd_hpc.ops import backends, bidirectional_conv
+from sssd_hpc.ops import backends, bidirectional_conv, freeze, frozen_kernel, prepare
 from sssd_hpc.ops.fftconv import plain
 
 
@@ -61,6 +61,20 @@ def test_the_environment_decides_what_auto_means(monkeypatch):
     monkeypatch.setenv(backends.VARIABLE, "keops")
     with pytest.raises(UserError, match=backends.VARIABLE):
         resolve("fftconv")
+
+
+def test_the_reference_is_refused_where_it_has_no_form(monkeypatch):
+    """What is kept, constants or a spectrum, is of no use to plain autograd."""
+    monkeypatch.setenv(backends.VARIABLE, "torch")
+    w = torch.view_as_complex(torch.tensor([[[-0.5, 1.0]]]))
+    frozen = freeze(w, w, w, w, torch.zeros(1), 4, torch.float32)
+    monkeypatch.setenv(backends.VARIABLE, "reference")
+    with pytest.raises(UserError, match="frozen_kernel: backend 'reference'"):
+        frozen_kernel(torch.ones(1, 1, 1, 2), frozen)
+    with pytest.raises(UserError, match="freeze: backend 'reference'"):
+        freeze(w, w, w, w, torch.zeros(1), 4, torch.float32)
+    with pytest.raises(UserError, match="prepare: backend 'reference'"):
+        prepare(torch.ones(2, 1, 4), torch.ones(1))
 
 
 def test_the_environment_may_name_a_backend_for_each_op(monkeypatch):

@@ -240,7 +240,7 @@ def test_a_whole_block_compiles_into_one_graph_under_autocast(backend):
 
     def results(function: Callable) -> list[Tensor]:
         leaves = [t.clone().requires_grad_() for t in (x, *parameters)]
-        with torch.autocast("cpu", dtype=BF16):
+        with torch.autocast(torch.get_default_device().type, dtype=BF16):
             out = function(*leaves)
         assert out.dtype == F32
         return [out.detach(), *torch.autograd.grad(out.sum(), leaves)]
@@ -257,7 +257,7 @@ def test_autocast_narrows_linear_layers_and_nothing_else(backend):
     plain = residual_norm(x, y, weight, bias, backend=backend), gate(x, backend)
     exact = pointwise(x, linear, biases)
     sums = residual_skip(x, y, y, linear, biases, backend)
-    with torch.autocast("cpu", dtype=BF16):
+    with torch.autocast(torch.get_default_device().type, dtype=BF16):
         assert torch.equal(residual_norm(x, y, weight, bias, backend=backend), plain[0])
         assert torch.equal(gate(x, backend), plain[1])
         assert pointwise(x, linear, biases).dtype == BF16

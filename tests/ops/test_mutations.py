@@ -23,7 +23,7 @@ MUTATIONS = {
     "denominator": ("torch", f"{OPS}/plain.py", "(cv - 2 * s)", "(cv + 2 * s)"),
     "denominator-imaginary": ("torch", f"{OPS}/plain.py", "di = -4 * s", "di = 4 * s"),
     "woodbury": ("torch", f"{OPS}/plain.py", "/ (1 + c * R[1, -1]), R", "/ (1 - c * R[1, -1]), R"),
-    "frozen-woodbury": ("torch", f"{OPS}/plain.py", "(1 + c * R[1, 0])", "(1 - c * R[1, 0])"),
+    "frozen-woodbury": ("torch", f"{OPS}/op.py", "(1 + c * R_PQ)", "(1 - c * R_PQ)"),
     "woodbury-gradient": ("torch", f"{OPS}/plain.py", "u = 1 / (1 + c", "u = 1 / (1 - c"),
     "triton-denominator": ("triton", f"{OPS}/triton.py", "di = (-2 * s2", "di = (2 * s2"),
     "cpp-denominator": ("cpp", "csrc/nplr_kernels.h", "(c * wi_n - t)", "(c * wi_n + t)"),

@@ -22,7 +22,7 @@ halves = pytest.mark.parametrize("half", [False, True], ids=["conjugate", "half"
 
 def draw(H: int, N2: int, channels: int = 2, seed: int = 0) -> list[torch.Tensor]:
     """Random stable parameters in double precision, with frequencies past every node."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(torch.get_default_device()).manual_seed(seed)
     options = {"generator": generator, "dtype": torch.float64}
 
     def noise(*shape: int) -> torch.Tensor:
@@ -196,7 +196,7 @@ def test_a_second_derivative_is_refused(backend):
 def test_autocast_does_not_reach_the_kernel(backend):
     parameters = single(draw(2, 32))
     plain = nplr_kernel(*parameters, 100, backend)
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(torch.get_default_device().type, torch.bfloat16):
         cast = nplr_kernel(*parameters, 100, backend)
     assert cast.dtype == torch.float32
     assert torch.equal(cast, plain)

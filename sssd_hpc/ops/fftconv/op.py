@@ -83,9 +83,16 @@ def prepare(
         k, D: as in `bidirectional_conv`, of equal dtype.
         dtype: that of the inputs to come.
         backend: auto, torch, cpp or triton.
+
+    Raises:
+        UserError: unusable backend.
     """
     name = resolve(backend, k.device.type, dtype)
-    assert name != "reference"
+    if name == "reference":
+        raise UserError(
+            f"prepare: backend 'reference' (named by the call or by {backends.VARIABLE}) keeps no "
+            "spectrum; name another, or use bidirectional_conv"
+        )
     return Spectrum(_spectrum(k, D, name), k.shape[-1], name)
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from sssd_hpc.errors import UserError
 from sssd_hpc.ops import backends
 from sssd_hpc.ops.nplr import half as single_states
-from sssd_hpc.ops.nplr import plain, reference
+from sssd_hpc.ops.nplr import reference
 from sssd_hpc.ops.nplr.nodes import half_angles
 
 
@@ -132,7 +132,8 @@ def freeze(
             f"freeze: log_dt {tuple(log_dt.shape)} and L {L} do not fit; "
             f"log_dt is ({planes[0].shape[0]},), L at least 1"
         )
-    parts = _freeze(*planes, log_dt.detach(), L)
+    name = _frozen_backend("freeze", "auto", planes[0].device.type, torch.float64)
+    parts = _freeze(*planes, log_dt.detach(), L, name)
     mix, wr, wi, gamma = (part.to(dtype) for part in parts)
     return FrozenNplr(mix, wr, wi, gamma, L)
 
@@ -156,13 +157,21 @@ def frozen_kernel(C: Tensor, frozen: FrozenNplr, backend: str = "auto") -> Tenso
             f"frozen_kernel: C is {C.dtype} {tuple(C.shape)} but the constants are for "
             f"{frozen.wr.dtype} (channels, {', '.join(map(str, frozen.mix.shape[2:]))})"
         )
-    if backend == "reference":
-        raise UserError("frozen_kernel: backend 'reference' has no frozen form; use nplr_kernel")
-    name = backends.resolve("nplr", backend, C.device.type, C.dtype)
+    name = _frozen_backend("frozen_kernel", backend, C.device.type, C.dtype)
     with torch.autocast(C.device.type, enabled=False):
         a, b = (frozen.mix[:, :, None] * C).sum(-1)
         k: Tensor = _nplr(a, b, frozen.wr, frozen.wi, frozen.gamma, frozen.length, name)
         return k
+
+
+def _frozen_backend(function: str, backend: str, device: str, dtype: torch.dtype) -> str:
+    name: str = backends.resolve("nplr", backend, device, dtype)
+    if name == "reference":
+        raise UserError(
+            f"{function}: backend 'reference' (named by the call or by {backends.VARIABLE}) has no "
+            "frozen form; name another, or use nplr_kernel"
+        )
+    return name
 
 
 def one_row(backend: str, device: str) -> Tensor:
@@ -206,12 +215,12 @@ def _check(vectors: dict[str, Tensor], log_dt: Tensor, L: int) -> None:
     "sssd_hpc::nplr_freeze",
     mutates_args=(),
     schema=(
-        "(Tensor w, Tensor P, Tensor Q, Tensor B, Tensor log_dt, int L)"
+        "(Tensor w, Tensor P, Tensor Q, Tensor B, Tensor log_dt, int L, str backend)"
         " -> (Tensor, Tensor, Tensor, Tensor)"
     ),
 )
 def _freeze(
-    w: Tensor, P: Tensor, Q: Tensor, B: Tensor, log_dt: Tensor, L: int
+    w: Tensor, P: Tensor, Q: Tensor, B: Tensor, log_dt: Tensor, L: int, backend: str
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     w, P, Q, B = (torch.view_as_complex(x.double().contiguous()) for x in (w, P, Q, B))
     dt = log_dt.double().exp()[:, None]
@@ -220,15 +229,30 @@ def _freeze(
     y = x * torch.conj_physical(w)
     # Re(x C) and Re(y C) as forms of (Re C, Im C).
     mix = torch.stack([torch.stack([f.real, -f.imag], dim=-1) for f in (x, y)])
-    rows = ((x * Q).real[:, None], (y * Q).real[:, None])
-    c, s = half_angles(L, torch.float64, w.device)
-    gamma = plain.woodbury(*rows, w.real, w.imag, c, s)
-    return mix, w.real.contiguous(), w.imag.contiguous(), gamma
+    # Copies: of one state the planes would count as contiguous views of w.
+    wr, wi = (x.clone(memory_format=torch.contiguous_format) for x in (w.real, w.imag))
+    return mix, wr, wi, _woodbury((x * Q).real, (y * Q).real, wr, wi, L, backend)
+
+
+def _woodbury(a: Tensor, b: Tensor, wr: Tensor, wi: Tensor, L: int, backend: str) -> Tensor:
+    """Return gamma (H, F, 2) from the products a, b (2, H, N2) of B and of P with Q, in float64.
+
+    Where gamma is zero a kernel's spectrum is (c + i s) R, with B's row first R_BQ; with P's, R_PQ:
+    one call gives both, as twice the features.
+    """
+    c, s = half_angles(L, a.dtype, a.device)
+    a, b = (torch.stack([rows, rows.flip(0)], dim=1).flatten(1, 2)[:, None] for rows in (a, b))
+    poles = torch.cat([wr, wr]), torch.cat([wi, wi])
+    zero = a.new_zeros(a.shape[2], c.numel(), 2)
+    run = backends.module("nplr", backend).forward
+    R = torch.view_as_complex(run(*_dense(a, b, *poles), c, s, zero)[0])
+    R_BQ, R_PQ = (R * torch.complex(c, -s)).chunk(2)
+    return torch.view_as_real(c * R_BQ / (1 + c * R_PQ))
 
 
 @_freeze.register_fake
 def _(
-    w: Tensor, P: Tensor, Q: Tensor, B: Tensor, log_dt: Tensor, L: int
+    w: Tensor, P: Tensor, Q: Tensor, B: Tensor, log_dt: Tensor, L: int, backend: str
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     H, N2, _ = w.shape
     real = w.new_empty(H, N2, dtype=torch.float64)

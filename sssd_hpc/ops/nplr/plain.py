@@ -7,8 +7,9 @@ sine c, s of theta/2, one reciprocal p + i q = 1/d serves every product of a sta
     R_ij = sum_n (-c b p - 2 s a q) + i (2 s a p - c b q)
     k_f = (c + i s)(R_BC - gamma R_PC),   gamma = c R_BQ / (1 + c R_PQ)
 
-The product form of d keeps its digits near the resonance c wi = 2 s. docs/math.md derives both
-directions. Features are taken a few at a time, so that 1/d of all states stays in the cache.
+That all share it, to the last bit, is what keeps k_f accurate near the resonance c wi = 2 s:
+docs/math.md, section 3; it derives both directions. Features are taken a few at a time, so that 1/d
+of all states stays in the cache.
 """
 
 from __future__ import annotations
@@ -76,15 +77,6 @@ def backward(
         if gamma is None:
             dwr[h], dwi[h] = _pole_gradients(G, a_h, b_h, wr_h, wi_h, c, s, p, q)
     return da, db, dwr, dwi
-
-
-def woodbury(a: Tensor, b: Tensor, wr: Tensor, wi: Tensor, c: Tensor, s: Tensor) -> Tensor:
-    """Return gamma = c R_BQ / (1 + c R_PQ) as planes (H, F, 2); a, b (2, 1, H, N2) of the row Q."""
-    blocks = []
-    for h in _blocks(wr, c):
-        _, _, R = _sums(a[:, :, h], b[:, :, h], wr[h], wi[h], c, s)
-        blocks.append(torch.view_as_real(c * R[0, 0] / (1 + c * R[1, 0])))
-    return torch.cat(blocks)
 
 
 def _spectrum(
