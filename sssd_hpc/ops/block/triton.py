@@ -288,7 +288,7 @@ def residual_skip(
 ) -> tuple[Tensor, Tensor]:
     """Return (x_out, skips_out); arguments as in plain.py.
 
-    float32 products round their operands to tf32. Where that is not wanted, which is so while
+    float32 products cut their operands to tf32. Where that is not wanted, which is so while
     torch.get_float32_matmul_precision() is "highest", they are left to torch, as float64 is.
     """
     strict = h.dtype == torch.float32 and torch.get_float32_matmul_precision() == "highest"

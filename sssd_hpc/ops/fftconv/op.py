@@ -118,7 +118,7 @@ def resolve(backend: str, device: str, dtype: torch.dtype) -> str:
     """Return the name of the backend for inputs of a dtype, as `backends.resolve` does.
 
     On a GPU "auto" leaves float32 to torch.fft while torch.get_float32_matmul_precision() is
-    "highest": tensor cores round operands to tf32. "high" or "medium" allows that.
+    "highest": tensor cores cut operands to tf32. "high" or "medium" allows that.
     """
     strict = dtype == torch.float32 and torch.get_float32_matmul_precision() == "highest"
     if backend == "auto" and device == "cuda" and strict:
