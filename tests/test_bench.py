@@ -74,7 +74,7 @@ def test_suites_are_kept_one_by_one_and_make_page_and_picture(tmp_path):
     for suite in suites.values():
         for entry in suite["records"]:
             assert entry["low_s"] <= entry["median_s"] <= entry["high_s"]
-            assert entry["flops"] > 0
+            assert entry["flops"] > 0 or entry["op"].startswith("gate")
             assert entry["bytes"] > 0
     docs = tmp_path / "docs"
     assert report.main(["--results", str(tmp_path), "--docs", str(docs)]) == 0
