@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 
-from sssd_hpc.ops import backends
+from sssd_hpc.ops import backends, native
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -53,3 +53,23 @@ def opcheck() -> Callable[..., object]:
     """torch.library.opcheck; filling uninitialised memory would fail its comparison of outputs."""
     torch.use_deterministic_algorithms(False)
     return torch.library.opcheck
+
+
+@pytest.fixture(params=["baseline", "avx2", "avx512"])
+def level(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Run the compiled ops by each level of vector instructions that this processor has."""
+    extension = native.load()
+    before = extension.cpu_level()
+    try:
+        extension.set_cpu_level(request.param)
+    except RuntimeError as error:
+        pytest.skip(str(error).splitlines()[0])
+    yield request.param
+    extension.set_cpu_level(before)
+
+
+@pytest.fixture
+def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cut Triton's tiles so that small sizes have several blocks, the last one part full."""
+    launch = pytest.importorskip("sssd_hpc.ops.launch")
+    monkeypatch.setattr(launch, "widened", lambda tile: max(tile // 4, 4))

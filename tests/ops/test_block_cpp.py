@@ -15,18 +15,6 @@ BOUNDS = {torch.float32: 1e-6, torch.float64: 1e-12, torch.bfloat16: 5e-3}
 dtypes = pytest.mark.parametrize("dtype", BOUNDS, ids=["f32", "f64", "bf16"])
 
 
-@pytest.fixture(params=["baseline", "avx2", "avx512"])
-def level(request):
-    extension = native.load()
-    before = extension.cpu_level()
-    try:
-        extension.set_cpu_level(request.param)
-    except RuntimeError as error:
-        pytest.skip(str(error).splitlines()[0])
-    yield request.param
-    extension.set_cpu_level(before)
-
-
 def inputs(size: tuple[int, int, int], dtype: torch.dtype) -> tuple[list[Tensor], list[Tensor]]:
     """Return g, x, y, h as signals and weight, bias, shift as parameters."""
     batch, H, _ = size

@@ -5,25 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sssd_hpc.ops import native
 from sssd_hpc.ops.cauchy import cpp, reference
 
 SIZES = [(1, 1, 1), (3, 2, 17), (2, 33, 300), (70, 3, 129)]  # R, N2, L
 sizes = pytest.mark.parametrize("size", SIZES, ids=lambda size: "R{}-N{}-L{}".format(*size))
 dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["f32", "f64"])
 nodes = pytest.mark.parametrize("shared", [True, False], ids=["shared", "own"])
-
-
-@pytest.fixture(params=["baseline", "avx2", "avx512"])
-def level(request):
-    extension = native.load()
-    before = extension.cpu_level()
-    try:
-        extension.set_cpu_level(request.param)
-    except RuntimeError as error:
-        pytest.skip(str(error).splitlines()[0])
-    yield request.param
-    extension.set_cpu_level(before)
 
 
 def draw(size: tuple[int, int, int], shared: bool) -> list[torch.Tensor]:

@@ -14,12 +14,6 @@ GPU = torch.cuda.is_available()
 DEVICE = "cpu" if launch.interpreted() else "cuda"
 
 
-@pytest.fixture
-def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Cut tiles so that small sizes have several blocks of nodes, the last one part full."""
-    monkeypatch.setattr(launch, "widened", lambda tile: max(tile // 4, 4))
-
-
 def draw(R: int, N2: int, L: int, shared: bool, dtype: torch.dtype) -> list[torch.Tensor]:
     """Planes v, z, w: poles and nodes anywhere."""
     options = {"dtype": dtype, "device": DEVICE}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -17,18 +16,6 @@ features = pytest.mark.parametrize("H", [1, 3, 16, 17, 40])
 activations = pytest.mark.parametrize("activation", ["gelu", "none"])
 dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["f32", "f64"])
 BOUND = {torch.float32: 1e-6, torch.float64: 1e-12}
-
-
-@pytest.fixture(params=["baseline", "avx2", "avx512"])
-def level(request: pytest.FixtureRequest) -> Iterator[str]:
-    extension = native.load()
-    before = extension.cpu_level()
-    try:
-        extension.set_cpu_level(request.param)
-    except RuntimeError as error:
-        pytest.skip(str(error).splitlines()[0])
-    yield request.param
-    extension.set_cpu_level(before)
 
 
 def draw(B: int, H: int, L: int) -> list[Tensor]:

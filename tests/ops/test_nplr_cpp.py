@@ -7,7 +7,6 @@ import math
 import pytest
 import torch
 
-from sssd_hpc.ops import native
 from sssd_hpc.ops.nplr import cpp, reference
 from sssd_hpc.ops.nplr.nodes import half_angles
 
@@ -23,18 +22,6 @@ SIZES = [  # H, N2, channels, L
 sizes = pytest.mark.parametrize("size", SIZES, ids=lambda size: "H{}-N{}-C{}-L{}".format(*size))
 dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["f32", "f64"])
 NAMES = ("w", "P", "Q", "B", "C", "log_dt")
-
-
-@pytest.fixture(params=["baseline", "avx2", "avx512"])
-def level(request):
-    extension = native.load()
-    before = extension.cpu_level()
-    try:
-        extension.set_cpu_level(request.param)
-    except RuntimeError as error:
-        pytest.skip(str(error).splitlines()[0])
-    yield request.param
-    extension.set_cpu_level(before)
 
 
 def draw(H: int, N2: int, channels: int) -> list[torch.Tensor]:

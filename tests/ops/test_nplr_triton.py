@@ -35,12 +35,6 @@ torch.cuda.synchronize()
 """
 
 
-@pytest.fixture
-def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Cut tiles so that small sizes have several blocks of nodes, the last one part full."""
-    monkeypatch.setattr(launch, "widened", lambda tile: max(tile // 4, 4))
-
-
 def draw(channels: int, H: int, N2: int, device: str = DEVICE) -> list[torch.Tensor]:
     """Stable parameters in double precision: w, P, Q, B, C, log_dt."""
     w = torch.complex(-0.5 - torch.rand(H, N2), 20 * torch.rand(H, N2).cumsum(1))
