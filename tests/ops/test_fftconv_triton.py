@@ -1,4 +1,4 @@
-"""The GPU convolution in the interpreter, form by form; the tests marked gpu run on the device."""
+"""The GPU convolution, form by form: in the interpreter, or on the device where there is one."""
 
 from __future__ import annotations
 
@@ -7,10 +7,13 @@ import torch
 from torch import Tensor
 
 from sssd_hpc.errors import UserError
+from sssd_hpc.ops import launch
 from sssd_hpc.ops.fftconv import butterfly, monarch, packing, reference, toeplitz
 from sssd_hpc.ops.fftconv import triton as kernels
 from sssd_hpc.ops.fftconv.packing import chunks, circle
 
+# The interpreter takes CPU tensors; where kernels are compiled the same tests run on the GPU.
+DEVICE = "cpu" if launch.interpreted() else "cuda"
 # Relative norm; gradients may err by three times as much. The interpreter cuts bfloat16 off where
 # a device rounds, so that what it writes errs twice as much.
 BOUNDS = {torch.float32: 1e-6, torch.bfloat16: 2e-2}
@@ -28,7 +31,7 @@ def draw(
     if walk:
         u = u.cumsum(-1) / L**0.5
     k = torch.randn(2, H, L) * torch.exp(-torch.arange(L) / 60) / 8
-    return u.to(dtype), k, torch.randn(H), dy.to(dtype)
+    return u.to(DEVICE, dtype), k.to(DEVICE), torch.randn(H, device=DEVICE), dy.to(DEVICE, dtype)
 
 
 def run(module, u, k, D, dy, activation: str) -> list[Tensor]:
@@ -113,7 +116,7 @@ def test_products_of_bfloat16_stay_within_their_bound(B, H, L, activation, walk,
 def test_the_backward_is_the_adjoint_for_any_spectrum(form, dtype, L):
     u, _, _, dy = draw(3, 2, L, dtype)
     # Not the spectrum of a real kernel: rows of a pair mix, and must do so in both directions.
-    K = torch.randn(2, circle(L), 2) / circle(L)
+    K = torch.randn(2, circle(L), 2, device=DEVICE) / circle(L)
     y, _ = form.forward(u, K, "none", False)
     du, dK = form.backward(dy, u, K, u.new_empty(0), "none")
     pairing = (y.double() * dy.double()).sum()
@@ -176,11 +179,11 @@ def test_the_toeplitz_product_equals_the_sum(B, H, L, activation, dtype):
 
 def test_the_second_term_of_the_taps_counts():
     # 1 and 1.00390625 are neighbours in bfloat16: what lies between is the second term's.
-    taps = torch.full((1, 3), 1 + 2.0**-9)
-    u = torch.tensor([[[256.0, -256.0]]], dtype=torch.bfloat16)
+    taps = torch.full((1, 3), 1 + 2.0**-9, device=DEVICE)
+    u = torch.tensor([[[256.0, -256.0]]], dtype=torch.bfloat16, device=DEVICE)
     taps[0, 1] = 1.0
     y, _ = toeplitz.forward(u, taps, "none", False)
-    assert torch.equal(y, torch.tensor([[[-0.5, 0.5]]], dtype=torch.bfloat16))
+    assert torch.equal(y, torch.tensor([[[-0.5, 0.5]]], dtype=torch.bfloat16, device=DEVICE))
 
 
 class Recorder:
@@ -200,12 +203,9 @@ def test_the_toeplitz_product_rounds_single_precision_only_if_allowed(
     recorder = Recorder()
     monkeypatch.setattr(toeplitz, "_kernel", recorder)
     monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: allowed)
-    toeplitz.forward(torch.ones(1, 1, 5), torch.ones(1, 9), "none", False)
+    u, taps = torch.ones(1, 1, 5, device=DEVICE), torch.ones(1, 9, device=DEVICE)
+    toeplitz.forward(u, taps, "none", False)
     assert recorder.constants["PRECISION"] == precision
-
-
-def on_device(tensors: tuple[Tensor, ...]) -> list[Tensor]:
-    return [t.cuda() for t in tensors]
 
 
 @pytest.mark.gpu
@@ -214,7 +214,7 @@ def on_device(tensors: tuple[Tensor, ...]) -> list[Tensor]:
 def test_the_device_agrees_with_the_sum(dtype, walk):
     for L in (63, 64, 250, 256, 257, 999, 1000, 1024, 2000, 4096):
         for B, H, activation in ((1, 1, "gelu"), (5, 3, "none"), (33, 2, "gelu")):
-            case = on_device(draw(B, H, L, dtype, walk))
+            case = draw(B, H, L, dtype, walk)
             first, second = (run(kernels, *case, activation) for _ in range(2))
             assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
             assert_close(first, truths(*case, activation), BOUNDS[dtype])
@@ -226,7 +226,7 @@ def test_the_device_agrees_with_the_sum(dtype, walk):
 @pytest.mark.parametrize("dtype", BOUNDS)
 def test_the_toeplitz_product_agrees_on_the_device(dtype, allowed, walk, monkeypatch):
     monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: allowed)
-    case = on_device(draw(33, 3, 1000, dtype, walk))
+    case = draw(33, 3, 1000, dtype, walk)
     strict = 1e-6 if allowed == "highest" else 3e-3
     bound = strict if dtype == torch.float32 else 5e-3
     assert_close(run(toeplitz, *case, "gelu"), truths(*case, "gelu"), bound)
@@ -235,7 +235,7 @@ def test_the_toeplitz_product_agrees_on_the_device(dtype, allowed, walk, monkeyp
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", BOUNDS)
 def test_the_device_replays_a_captured_convolution(dtype):
-    case = on_device(draw(6, 5, 1000, dtype))
+    case = draw(6, 5, 1000, dtype)
     eager = run(kernels, *case, "gelu")
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
