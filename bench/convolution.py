@@ -139,7 +139,7 @@ def _ways(device: str, given: dict[str, Tensor], dtype: torch.dtype, once: bool)
     for backend in usable_backends("fftconv", device, dtype):
         yield _Way(backend, functools.partial(bidirectional_conv, backend=backend))
         if once:
-            spectrum = prepare(given["k"], given["D"], dtype, backend)
+            spectrum = prepare(given["k"], given["D"], backend)
             yield _Way(f"{backend}, kept", functools.partial(_kept, spectrum))
     if device == "cuda" and "triton" in usable_backends("fftconv", device, dtype):
         for name, taken, setting in CHALLENGERS:

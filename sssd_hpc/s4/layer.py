@@ -136,7 +136,7 @@ class S4Layer(nn.Module):
                 f"this copy of the model was made for_sampling({self.lmax}) but the input has "
                 f"{L} samples; make one for {L}"
             )
-        return convolve(x, Spectrum(self.spectrum, L, self.spectrum_backend))
+        return convolve(x, Spectrum(self.spectrum, self.D.shape[0], L, self.spectrum_backend))
 
     @property
     def trains_c_alone(self) -> bool:
@@ -197,7 +197,7 @@ class S4Layer(nn.Module):
         C = torch.view_as_complex(self.C)
         kernel = self._generate(C.to(torch.complex128) if self.omega is None else C)
         kernel = kernel[..., :length].to(self.D.dtype)
-        self.spectrum, _, self.spectrum_backend = prepare(kernel, self.D, self.D.dtype)
+        self.spectrum, _, _, self.spectrum_backend = prepare(kernel, self.D)
         self.lmax = length
         self._constants = self.C = self.omega = self.z = None  # type: ignore[assignment]
         self.log_dt = self.w = self.P = self.Q = self.B = None  # type: ignore[assignment]

@@ -7,6 +7,7 @@ import torch
 
 from sssd_hpc.errors import UserError
 from sssd_hpc.ops import backends, bidirectional_conv, convolve, prepare
+from sssd_hpc.ops.fftconv import op, plain
 from sssd_hpc.ops.fftconv.plain import circle
 
 lengths = pytest.mark.parametrize("L", [1, 2, 3, 63, 64, 250])
@@ -119,10 +120,10 @@ def test_the_same_call_gives_the_same_bits(backend):
 
 def test_a_spectrum_made_once_serves_every_input(backend):
     u, k, D = (a.float() for a in draw(30))
-    spectrum = prepare(k, D, torch.float32, backend)
+    spectrum = prepare(k, D, backend)
     truth = bidirectional_conv(u, k, D, "gelu", backend)
     assert torch.equal(convolve(u, spectrum), truth)
-    with pytest.raises(UserError, match="for 30 samples but u has 29"):
+    with pytest.raises(UserError, match="3 features of 30 samples"):
         convolve(u[..., :29], spectrum)
 
 
@@ -174,14 +175,57 @@ def test_the_circle_is_long_enough_and_easy_to_transform():
         assert rest == 1
 
 
+def fitting() -> list[torch.Tensor]:
+    return [torch.zeros(1, 3, 4), torch.zeros(2, 3, 4), torch.zeros(3)]
+
+
 @pytest.mark.parametrize(
-    "shapes",
-    [((2, 3), (2, 3, 4), (3,)), ((1, 3, 4), (1, 3, 4), (3,)), ((1, 3, 4), (2, 3, 4), (4,))],
-    ids=["no-batch", "one-kernel", "D"],
+    ("index", "replacement", "words"),
+    [
+        (0, torch.zeros(3, 4), "not fit"),
+        (0, torch.zeros(1, 3, 0), "not fit"),
+        (0, torch.zeros(1, 0, 4), "not fit"),
+        (0, torch.zeros(1, 3, 4, dtype=torch.int64), "torch.int64"),
+        (0, torch.zeros(1, 3, 4, dtype=torch.complex64), "torch.complex64"),
+        (1, torch.zeros(1, 3, 4), "not fit"),
+        (1, torch.zeros(2, 3, 4, dtype=torch.int64), "k is torch.int64"),
+        (1, torch.zeros(2, 3, 4, dtype=torch.complex64), "k is torch.complex64"),
+        (1, torch.zeros(2, 3, 4, device="meta"), "k is on meta"),
+        (2, torch.zeros(1), "D torch.float32 .1,."),
+        (2, torch.zeros(3, device="meta"), "D on meta"),
+    ],
 )
-def test_shapes_that_do_not_fit_are_refused(shapes):
-    with pytest.raises(UserError, match="not fit"):
-        bidirectional_conv(*(torch.zeros(*shape) for shape in shapes))
+def test_inputs_that_do_not_fit_are_refused_in_one_line(index, replacement, words):
+    arguments = fitting()
+    arguments[index] = replacement
+    with pytest.raises(UserError, match=words) as refusal:
+        bidirectional_conv(*arguments)
+    assert "\n" not in str(refusal.value)
+    if index > 0:
+        with pytest.raises(UserError, match="prepare: "):
+            prepare(*arguments[1:])
+
+
+def test_a_spectrum_is_refused_for_other_signals():
+    spectrum = prepare(torch.zeros(2, 3, 4), torch.zeros(3))
+    for u in (torch.zeros(1, 1, 4), torch.zeros(1, 3, 5), torch.zeros(1, 3, 4, device="meta")):
+        with pytest.raises(UserError, match="for 3 features of 4 samples on cpu"):
+            convolve(u, spectrum)
+    with pytest.raises(UserError, match=r"k is torch.float64 and D torch.float32"):
+        prepare(torch.zeros(2, 3, 4, dtype=torch.float64), torch.zeros(3))
+
+
+def test_a_length_that_a_backend_does_not_reach_is_left_to_another(monkeypatch):
+    monkeypatch.setattr(plain, "LONGEST", 8, raising=False)
+    monkeypatch.setattr(backends, "AUTO_ORDER", {"cpu": ("torch", "cpp")})
+    backends._automatic.cache_clear()
+    monkeypatch.setattr(backends, "unless_wished", lambda op, backend: "cpp")
+    try:
+        assert op.resolve("auto", "cpu", torch.float32, 8) == "torch"
+        assert op.resolve("auto", "cpu", torch.float32, 9) == "cpp"
+        assert op.resolve("torch", "cpu", torch.float32, 9) == "torch"
+    finally:
+        backends._automatic.cache_clear()
 
 
 def test_an_unknown_activation_is_refused():

@@ -16,6 +16,7 @@ from torch import Tensor
 from sssd_hpc.errors import UserError
 from sssd_hpc.ops import backends
 from sssd_hpc.ops.block import plain, reference
+from sssd_hpc.ops.tensors import dense
 
 
 def residual_norm(
@@ -222,7 +223,7 @@ def _residual_norm(
     eps: float,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    x, y, weight, bias = _dense(x, y, weight, bias)
+    x, y, weight, bias = dense(x, y, weight, bias)
     shift = shift if shift is None else shift.contiguous()
     out, mean, rstd = _run(backend, x).residual_norm(x, y, weight, bias, shift, eps)
     return out, mean, rstd
@@ -253,7 +254,7 @@ def _(
 def _residual_norm_backward(
     g: Tensor, x: Tensor, y: Tensor, weight: Tensor, mean: Tensor, rstd: Tensor, backend: str
 ) -> tuple[Tensor, Tensor, Tensor]:
-    tensors = _dense(g, x, y, weight, mean, rstd)
+    tensors = dense(g, x, y, weight, mean, rstd)
     dsum, dweight, dshift = _run(backend, x).residual_norm_backward(*tensors)
     return dsum, dweight, dshift
 
@@ -284,7 +285,7 @@ def _(h: Tensor, backend: str) -> Tensor:
     schema="(Tensor g, Tensor h, str backend) -> Tensor",
 )
 def _gate_backward(g: Tensor, h: Tensor, backend: str) -> Tensor:
-    dh: Tensor = _run(backend, h).gate_backward(*_dense(g, h))
+    dh: Tensor = _run(backend, h).gate_backward(*dense(g, h))
     return dh
 
 
@@ -304,7 +305,7 @@ def _(g: Tensor, h: Tensor, backend: str) -> Tensor:
 def _residual_skip(
     h: Tensor, x: Tensor, skips: Tensor, weight: Tensor, bias: Tensor, backend: str
 ) -> tuple[Tensor, Tensor]:
-    tensors = _dense(h, x, skips, weight, bias)
+    tensors = dense(h, x, skips, weight, bias)
     with torch.autocast(h.device.type, enabled=False):
         x_out, skips_out = _run(backend, h).residual_skip(*tensors)
     return x_out, skips_out
@@ -328,7 +329,7 @@ def _residual_skip_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return dh, dx, dweight, dbias; plain matrix products serve every backend."""
     (B, C, _), wide = h.shape, _wide(h.dtype)
-    gx, gskips, h, weight = _dense(gx, gskips, h, weight)
+    gx, gskips, h, weight = dense(gx, gskips, h, weight)
     dx = gx * math.sqrt(0.5)
     residual, skip = dx.to(h.dtype), gskips.to(h.dtype)
     with torch.autocast(h.device.type, enabled=False):
@@ -382,7 +383,3 @@ def _differentiate_skip(ctx: Any, gx: Tensor, gskips: Tensor) -> tuple[Tensor | 
 _residual_norm.register_autograd(_differentiate_norm, setup_context=_save_norm)
 _gate.register_autograd(_differentiate_gate, setup_context=_save_gate)
 _residual_skip.register_autograd(_differentiate_skip, setup_context=_save_skip)
-
-
-def _dense(*tensors: Tensor) -> tuple[Tensor, ...]:
-    return tuple(tensor.contiguous() for tensor in tensors)

@@ -346,9 +346,11 @@ def _compilation(what: str, features: int, dtype: torch.dtype, registers: int) -
         wide = ("X", "SKIPS", "BIAS", "X_OUT", "SKIPS_OUT")
         kernel, options, shared = _skip_kernel, PRODUCT, 99 * 1024
         constexprs = _product(features, dtype) | {"C": features}
-    elif what == "norm":
+    elif what in ("norm", "norm without shift"):
         kernel = _norm_kernel
         constexprs = _tile(features, 1000, dtype, FORWARD) | {"H": features, "EPS": 1e-5}
+        if what != "norm":
+            constexprs["SHIFT"] = None
     elif what == "norm backward":
         kernel = _norm_backward_kernel
         constexprs = _tile(features, 1000, dtype, BACKWARD) | {"H": features}
@@ -381,6 +383,11 @@ COMPILATIONS = [
     _compilation("norm", 512, torch.float32, registers=184),
     _compilation("norm", 512, torch.bfloat16, registers=144),
     _compilation("norm", 1024, torch.float32, registers=192),
+    _compilation("norm", 512, torch.float64, registers=255),
+    _compilation("norm without shift", 512, torch.float32, registers=184),
+    _compilation("norm without shift", 512, torch.bfloat16, registers=184),
+    _compilation("norm without shift", 512, torch.float64, registers=184),
+    _compilation("gate", 512, torch.float64, registers=168),
     _compilation("norm backward", 512, torch.float32, registers=144),
     _compilation("norm backward", 512, torch.bfloat16, registers=144),
     _compilation("norm backward", 1024, torch.float32, registers=144),

@@ -14,6 +14,7 @@ from torch import Tensor
 from sssd_hpc.errors import UserError
 from sssd_hpc.ops import backends
 from sssd_hpc.ops.cauchy import reference
+from sssd_hpc.ops.tensors import REAL, dense
 
 
 def cauchy(v: Tensor, z: Tensor, w: Tensor, backend: str = "auto") -> Tensor:
@@ -56,7 +57,7 @@ def cauchy(v: Tensor, z: Tensor, w: Tensor, backend: str = "auto") -> Tensor:
     double = torch.complex128 in (v.dtype, z.dtype, w.dtype)
     dtype = torch.complex128 if double else torch.complex64
     v, z, w = (tensor.to(dtype) for tensor in (v, z, w))
-    name = backends.resolve("cauchy", backend, v.device.type, dtype.to_real())
+    name = backends.resolve("cauchy", backend, v.device.type, REAL[dtype])
     with torch.autocast(v.device.type, enabled=False):
         if name == "reference":
             return reference.run(v, z, w)
@@ -86,7 +87,7 @@ def one_row(backend: str, device: str) -> Tensor:
     schema="(Tensor v, Tensor z, Tensor w, str backend) -> Tensor",
 )
 def _cauchy(v: Tensor, z: Tensor, w: Tensor, backend: str) -> Tensor:
-    r: Tensor = backends.module("cauchy", backend).forward(*_dense(v, z, w))
+    r: Tensor = backends.module("cauchy", backend).forward(*dense(v, z, w))
     return r
 
 
@@ -107,7 +108,7 @@ def _cauchy_backward(
     g: Tensor, v: Tensor, z: Tensor, w: Tensor, need_z: bool, backend: str
 ) -> tuple[Tensor, Tensor, Tensor]:
     run = backends.module("cauchy", backend).backward
-    dv, dz, dw = run(*_dense(g, v, z, w), need_z)
+    dv, dz, dw = run(*dense(g, v, z, w), need_z)
     return dv, dz, dw
 
 
@@ -134,7 +135,3 @@ _cauchy.register_autograd(_differentiate, setup_context=_save)
 for _op in (_cauchy, _cauchy_backward):
     for _device in ("cpu", "cuda"):
         _op.register_autocast(_device, torch.float32)
-
-
-def _dense(*tensors: Tensor) -> tuple[Tensor, ...]:
-    return tuple(tensor.contiguous() for tensor in tensors)

@@ -7,6 +7,7 @@ are those of plain.py.
 
 from __future__ import annotations
 
+import sys
 from typing import Any, NamedTuple
 
 import torch
@@ -29,7 +30,7 @@ def bidirectional_conv(
 
     Args:
         u: input, real (batch, H, L); bfloat16 and float16 are read and written as such, the
-            arithmetic is float32 or, by triton, the tensor cores' (see `resolve`).
+            arithmetic is float32 or, by triton, the tensor cores'.
         k: forward and backward kernel, real (2, H, L).
         D: skip weight, real (H,).
         activation: "gelu" (exact, by erf) or None.
@@ -44,20 +45,10 @@ def bidirectional_conv(
             backend.
     """
     _check_input(u, activation)
-    fits = k.shape == (2, *u.shape[1:]) and D.shape == u.shape[1:2]
-    if not fits or k.is_complex() or D.is_complex():
-        raise UserError(
-            f"bidirectional_conv: u {tuple(u.shape)}, k {tuple(k.shape)}, D {tuple(D.shape)} "
-            "do not fit; real u (batch, H, L), k (2, H, L), D (H,)"
-        )
-    if not u.device == k.device == D.device:
-        raise UserError(
-            f"bidirectional_conv: u is on {u.device}, k on {k.device}, D on {D.device}; "
-            "move them together"
-        )
+    _check_kernels("bidirectional_conv", k, D, tuple(u.shape[1:]), u.device)
     wide = torch.float64 if torch.float64 in (u.dtype, k.dtype, D.dtype) else torch.float32
     u = u if u.dtype in NARROW and wide == torch.float32 else u.to(wide)
-    name = resolve(backend, u.device.type, u.dtype)
+    name = resolve(backend, u.device.type, u.dtype, u.shape[-1])
     with torch.autocast(u.device.type, enabled=False):
         if name == "reference":
             return reference.run(u.to(wide), k.to(wide), D.to(wide), activation).to(u.dtype)
@@ -69,62 +60,78 @@ class Spectrum(NamedTuple):
     """Kernels and skip made ready for one length, in the layout of one backend."""
 
     K: Tensor
+    features: int
     length: int
     backend: str
 
 
 @torch.no_grad()
-def prepare(
-    k: Tensor, D: Tensor, dtype: torch.dtype = torch.float32, backend: str = "auto"
-) -> Spectrum:
+def prepare(k: Tensor, D: Tensor, backend: str = "auto") -> Spectrum:
     """Return the spectrum of fixed kernels (2, H, L) and skip (H,), for `convolve`.
 
     Args:
-        k, D: as in `bidirectional_conv`, of equal dtype.
-        dtype: that of the inputs to come.
+        k, D: as in `bidirectional_conv`, both float32 or both float64; inputs to come may be
+            narrower.
         backend: auto, torch, cpp or triton.
 
     Raises:
-        UserError: unusable backend.
+        UserError: shapes, dtypes or devices that do not fit, unusable backend.
     """
-    name = resolve(backend, k.device.type, dtype)
+    _check_kernels("prepare", k, D, tuple(k.shape[1:]), k.device)
+    if k.dtype != D.dtype or k.dtype not in backends.WIDE:
+        raise UserError(
+            f"prepare: k is {k.dtype} and D {D.dtype}; both must be torch.float32 or torch.float64"
+        )
+    _, features, length = k.shape
+    name = resolve(backend, k.device.type, k.dtype, length)
     if name == "reference":
         raise UserError(
             f"prepare: backend 'reference' (named by the call or by {backends.VARIABLE}) keeps no "
             "spectrum; name another, or use bidirectional_conv"
         )
-    return Spectrum(_spectrum(k, D, name), k.shape[-1], name)
+    return Spectrum(_spectrum(k, D, name), features, length, name)
 
 
 def convolve(u: Tensor, spectrum: Spectrum, activation: str | None = "gelu") -> Tensor:
     """Convolve u (batch, H, L) with kernels made ready by `prepare`; else as `bidirectional_conv`.
 
     Raises:
-        UserError: u is of another length.
+        UserError: u has other features, another length or device than the spectrum.
     """
     _check_input(u, activation)
-    if u.shape[-1] != spectrum.length:
+    K, features, length, backend = spectrum
+    if u.shape[1:] != (features, length) or u.device != K.device:
         raise UserError(
-            f"convolve: the spectrum is for {spectrum.length} samples but u has {u.shape[-1]}"
+            f"convolve: the spectrum is for {features} features of {length} samples on {K.device} "
+            f"but u is {tuple(u.shape)} on {u.device}"
         )
-    if u.dtype not in NARROW:
-        u = u.to(spectrum.K.dtype)
+    # What is narrower than the backend reads is widened here; the result is narrow all the same.
+    dtype = u.dtype if u.dtype in NARROW and u.dtype in _dtypes(backend) else K.dtype
     with torch.autocast(u.device.type, enabled=False):
-        return _run(u, spectrum.K, activation, spectrum.backend)
+        y = _run(u.to(dtype), K, activation, backend)
+        return y.to(u.dtype) if u.dtype in NARROW else y
+
+
+def resolve(backend: str, device: str, dtype: torch.dtype, length: int) -> str:
+    """Return the name of the backend for inputs of a dtype and length, as `backends.resolve` does.
+
+    "auto" passes over a backend that does not reach `length`.
+    """
+    name: str = backends.resolve("fftconv", backend, device, dtype)
+    if backend == "auto" and length > _longest(name):
+        backend = backends.unless_wished("fftconv", "torch")
+        name = backends.resolve("fftconv", backend, device, dtype)
+    return name
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def resolve(backend: str, device: str, dtype: torch.dtype) -> str:
-    """Return the name of the backend for inputs of a dtype, as `backends.resolve` does.
+def _longest(name: str) -> int:
+    return getattr(backends.module("fftconv", name), "LONGEST", sys.maxsize)
 
-    On a GPU "auto" leaves float32 to torch.fft while torch.get_float32_matmul_precision() is
-    "highest": tensor cores cut operands to tf32. "high" or "medium" allows that.
-    """
-    strict = dtype == torch.float32 and torch.get_float32_matmul_precision() == "highest"
-    if backend == "auto" and device == "cuda" and strict:
-        backend = backends.unless_wished("fftconv", "torch")
-    name: str = backends.resolve("fftconv", backend, device, dtype)
-    return name
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _dtypes(name: str) -> tuple[torch.dtype, ...]:
+    return getattr(backends.module("fftconv", name), "DTYPES", backends.WIDE)
 
 
 def one_row(backend: str, device: str) -> Tensor:
@@ -142,6 +149,23 @@ def _check_input(u: Tensor, activation: str | None) -> None:
         raise UserError(
             f"bidirectional_conv: u is {u.dtype} {tuple(u.shape)} and does not fit; it must be "
             "real (batch, H, L), H and L at least 1"
+        )
+
+
+def _check_kernels(
+    function: str, k: Tensor, D: Tensor, shape: tuple[int, ...], device: torch.device
+) -> None:
+    """Refuse kernels and skip that do not fit signals of `shape` (H, L) on a device."""
+    real = k.is_floating_point() and D.is_floating_point()
+    if k.shape != (2, *shape) or 0 in shape or D.shape != shape[:1] or not real:
+        raise UserError(
+            f"{function}: k is {k.dtype} {tuple(k.shape)} and D {D.dtype} {tuple(D.shape)}, which "
+            f"do not fit (H, L) = {shape}; they must be real (2, H, L) and (H,)"
+        )
+    if not device == k.device == D.device:
+        raise UserError(
+            f"{function}: k is on {k.device}, D on {D.device}, the signals on {device}; "
+            "move them together"
         )
 
 

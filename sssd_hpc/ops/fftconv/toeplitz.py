@@ -18,10 +18,11 @@ import triton.language as tl
 from torch import Tensor
 from torch.nn.functional import pad
 
-from sssd_hpc.ops import launch
+from sssd_hpc.ops import aot, launch
 from sssd_hpc.ops.fftconv.packing import write_output
 
 DTYPES = (torch.float32, torch.bfloat16)
+OPTIONS = launch.options(num_warps=4)
 
 
 @triton.jit(do_not_specialize=["B", "H", "L"])
@@ -124,7 +125,7 @@ def _multiply(x: Tensor, K: Tensor, y: Tensor, pre: Tensor, sign: int, gelu: boo
             **tile,
             GELU=gelu,
             KEEP=pre.numel() > 0,
-            **launch.options(num_warps=4),
+            **OPTIONS,
         )
 
 
@@ -133,3 +134,35 @@ def _tile(batch: int, strict: bool) -> dict[str, Any]:
     if strict:
         return {"BLOCK_B": 16, "BLOCK_OUT": 64, "BLOCK_IN": 16}
     return {"BLOCK_B": launch.block(batch, 16, 64), "BLOCK_OUT": 64, "BLOCK_IN": 64}
+
+
+def _compilation(
+    rows: str, precision: str, transposed: bool, registers: tuple[int, ...]
+) -> aot.Compilation:
+    """Name the launch on a batch of 64: forward with GELU, or its adjoint."""
+    constexprs = _tile(64, precision == "ieee") | {
+        "SIGN": -1 if transposed else 1,
+        "PRECISION": precision,
+        "GELU": not transposed,
+        "KEEP": not transposed,
+    }
+    pointers = {"X": f"*{rows}", "K": "*fp32", "Y": f"*{rows}", "Pre": f"*{rows}"}
+    return aot.Compilation(
+        name=f"fftconv toeplitz{' backward' * transposed}, {rows} as {precision}",
+        kernel=_kernel,
+        signature={**pointers, "B": "i32", "H": "i32", "L": "i32"},
+        constexprs=constexprs,
+        options=OPTIONS,
+        budgets={},
+        tensor_cores=precision != "ieee",
+    )
+
+
+COMPILATIONS = [
+    _compilation("fp32", "tf32", False, ()),
+    _compilation("fp32", "tf32", True, ()),
+    _compilation("fp32", "ieee", False, ()),
+    _compilation("fp32", "ieee", True, ()),
+    _compilation("bf16", "tf32", False, ()),
+    _compilation("bf16", "tf32", True, ()),
+]

@@ -10,7 +10,7 @@ from torch.nn.functional import pad
 
 from sssd_hpc.errors import UserError
 from sssd_hpc.ops import aot
-from sssd_hpc.ops.fftconv import butterfly, monarch
+from sssd_hpc.ops.fftconv import butterfly, monarch, toeplitz
 from sssd_hpc.ops.fftconv.packing import CHUNK, LONGEST, circle
 
 DTYPES = (torch.float32, torch.bfloat16)
@@ -65,38 +65,33 @@ def _form(u: Tensor, K: Tensor) -> Any:
 
 
 def _compilation(
-    name: str, form: Any, kernel: Any, rows: str, registers: int, constexprs: dict[str, Any]
+    form: Any, what: str, rows: str, registers: tuple[int, ...], amd: aot.Budget, L: int = 1000
 ) -> aot.Compilation:
-    """Take what a launch at L = 1000 compiles; rows is "fp32" or "bf16"."""
+    """Name a launch of rows "fp32" or "bf16": "kept", "gelu", "plain" or one of them "backward"."""
+    backward = "backward" in what
+    kernel = form._backward_kernel if backward else form._forward_kernel
+    constexprs = form._constants(circle(L), L, CHUNK) | {"GELU": "plain" not in what}
+    if not backward:
+        constexprs["KEEP"] = what == "kept"
     kinds = dict.fromkeys(("U", "dU", "Y", "dY", "Pre", "F1", "F2"), f"*{rows}")
     kinds |= dict.fromkeys(("K", "dK", "W", "T"), "*i64")
-    constexprs = form._constants(2048, 1000, CHUNK) | constexprs
     products = form is monarch
-    nvidia = aot.Budget(registers=registers)
-    # There the butterflies keep scalars in vector registers; products are not launched.
-    amd = aot.Budget(registers=256, spills=32)
-    if products:
-        amd = aot.Budget(registers=256, stack=2048, spills=512)
-    budgets = dict.fromkeys(("sm_80", "sm_90", "sm_100"), nvidia)
     return aot.Compilation(
-        name=f"fftconv {name}, {rows}",
+        name=f"fftconv {'monarch' if products else 'butterfly'} {circle(L)} {what}, {rows}",
         kernel=kernel,
         signature={a: kinds.get(a, "i32") for a in kernel.arg_names if a not in constexprs},
         constexprs=constexprs,
-        options=form._options(2048),
-        budgets=budgets | {"gfx942": amd},
+        options=form._options(circle(L)),
+        budgets={},
         tensor_cores=products,
     )
 
 
-KEPT = {"GELU": True, "KEEP": True}
+B=aot.Budget()
 COMPILATIONS = [
-    _compilation("butterfly", butterfly, butterfly._forward_kernel, "fp32", 168, KEPT),
-    _compilation(
-        "butterfly backward", butterfly, butterfly._backward_kernel, "fp32", 255, {"GELU": True}
-    ),
-    _compilation("monarch", monarch, monarch._forward_kernel, "bf16", 128, KEPT),
-    _compilation(
-        "monarch backward", monarch, monarch._backward_kernel, "bf16", 255, {"GELU": True}
-    ),
+    *(_compilation(butterfly, w, "fp32", (), B) for w in ("kept", "gelu", "plain", "gelu backward", "plain backward")),
+    *(_compilation(monarch, w, "bf16", (), B) for w in ("kept", "gelu", "plain", "gelu backward", "plain backward")),
+    *(_compilation(butterfly, w, "bf16", (), B, 2000) for w in ("kept", "gelu backward")),
+    *(_compilation(butterfly, w, "fp32", (), B, 4096) for w in ("kept", "gelu backward")),
+    *toeplitz.COMPILATIONS,
 ]

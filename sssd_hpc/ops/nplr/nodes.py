@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 
-@functools.lru_cache(maxsize=16)
+# Nothing is dropped: a captured CUDA graph reads them where they lie.
+@functools.cache
 def half_angles(L: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
     """Return c = cos and s = sin of theta/2 = pi j / L for j = 0..L//2, each (L//2 + 1,)."""
     with torch.inference_mode(False):

@@ -18,6 +18,7 @@ from sssd_hpc.ops import backends
 from sssd_hpc.ops.nplr import half as single_states
 from sssd_hpc.ops.nplr import reference
 from sssd_hpc.ops.nplr.nodes import half_angles
+from sssd_hpc.ops.tensors import COMPLEX, dense
 
 
 def nplr_kernel(
@@ -62,7 +63,7 @@ def nplr_kernel(
     _check(vectors, log_dt, L)
     double = torch.float64 in (log_dt.dtype, *(vector.real.dtype for vector in vectors.values()))
     real = torch.float64 if double else torch.float32
-    w, P, Q, B, C = (vector.to(real.to_complex()) for vector in vectors.values())
+    w, P, Q, B, C = (vector.to(COMPLEX[real]) for vector in vectors.values())
     log_dt = log_dt.to(real)
     if half:
         if backend not in ("auto", "torch", "reference"):
@@ -123,15 +124,25 @@ def freeze(
         UserError: as `nplr_kernel`.
     """
     planes = [x.detach() for x in (w, P, Q, B)]
-    planes = [torch.view_as_real(x) if x.is_complex() else x for x in planes]
+    planes = [torch.view_as_real(x.resolve_conj()) if x.is_complex() else x for x in planes]
+    rows = planes[0].shape[:2]
     for name, x in zip("wPQB", planes, strict=True):
-        if x.shape != (*planes[0].shape[:2], 2):
-            raise UserError(f"freeze: {name} has planes {tuple(x.shape)} but must be (H, N/2, 2)")
-    if log_dt.shape != planes[0].shape[:1] or L < 1:
+        if x.shape != (*rows, 2) or 0 in rows or not x.is_floating_point():
+            raise UserError(
+                f"freeze: {name} is {x.dtype} {tuple(x.shape)}; it must be complex (H, N/2), or "
+                "its planes (H, N/2, 2), H and N/2 at least 1"
+            )
+        if x.device != log_dt.device:
+            raise UserError(
+                f"freeze: {name} is on {x.device} but log_dt on {log_dt.device}; move them together"
+            )
+    if log_dt.shape != rows[:1] or not log_dt.is_floating_point() or L < 1:
         raise UserError(
-            f"freeze: log_dt {tuple(log_dt.shape)} and L {L} do not fit; "
-            f"log_dt is ({planes[0].shape[0]},), L at least 1"
+            f"freeze: log_dt is {log_dt.dtype} {tuple(log_dt.shape)} and L {L}; "
+            f"log_dt must be real ({rows[0]},), L at least 1"
         )
+    if dtype not in COMPLEX:
+        raise UserError(f"freeze: dtype is {dtype}; it must be torch.float32 or torch.float64")
     name = _frozen_backend("freeze", "auto", planes[0].device.type, torch.float64)
     parts = _freeze(*planes, log_dt.detach(), L, name)
     mix, wr, wi, gamma = (part.to(dtype) for part in parts)
@@ -152,10 +163,17 @@ def frozen_kernel(C: Tensor, frozen: FrozenNplr, backend: str = "auto") -> Tenso
     Raises:
         UserError: C does not fit the constants, unusable backend.
     """
-    if C.dim() != 4 or C.shape[1:] != frozen.mix.shape[2:] or C.dtype != frozen.wr.dtype:
+    fits = C.dim() == 4 and C.shape[0] > 0 and C.shape[1:] == frozen.mix.shape[2:]
+    if C.device != frozen.wr.device:
+        raise UserError(
+            f"frozen_kernel: C is on {C.device} but the constants on {frozen.wr.device}; "
+            "move them together"
+        )
+    if not fits or C.dtype != frozen.wr.dtype:
         raise UserError(
             f"frozen_kernel: C is {C.dtype} {tuple(C.shape)} but the constants are for "
-            f"{frozen.wr.dtype} (channels, {', '.join(map(str, frozen.mix.shape[2:]))})"
+            f"{frozen.wr.dtype} (channels, {', '.join(map(str, frozen.mix.shape[2:]))}), "
+            "channels at least 1"
         )
     name = _frozen_backend("frozen_kernel", backend, C.device.type, C.dtype)
     with torch.autocast(C.device.type, enabled=False):
@@ -245,7 +263,7 @@ def _woodbury(a: Tensor, b: Tensor, wr: Tensor, wi: Tensor, L: int, backend: str
     poles = torch.cat([wr, wr]), torch.cat([wi, wi])
     zero = a.new_zeros(a.shape[2], c.numel(), 2)
     run = backends.module("nplr", backend).forward
-    R = torch.view_as_complex(run(*_dense(a, b, *poles), c, s, zero)[0])
+    R = torch.view_as_complex(run(*dense(a, b, *poles), c, s, zero)[0])
     R_BQ, R_PQ = (R * torch.complex(c, -s)).chunk(2)
     return torch.view_as_real(c * R_BQ / (1 + c * R_PQ))
 
@@ -271,7 +289,7 @@ def _nplr(
     a: Tensor, b: Tensor, wr: Tensor, wi: Tensor, gamma: Tensor | None, L: int, backend: str
 ) -> Tensor:
     c, s = half_angles(L, a.dtype, a.device)
-    k_f = backends.module("nplr", backend).forward(*_dense(a, b, wr, wi), c, s, gamma)
+    k_f = backends.module("nplr", backend).forward(*dense(a, b, wr, wi), c, s, gamma)
     k: Tensor = torch.fft.irfft(torch.view_as_complex(k_f), n=L)
     return k
 
@@ -309,7 +327,7 @@ def _nplr_backward(
     if L % 2 == 0:
         g_f[..., -1, :] /= 2
     run = backends.module("nplr", backend).backward
-    da, db, dwr, dwi = run(g_f, *_dense(a, b, wr, wi), c, s, gamma)
+    da, db, dwr, dwi = run(g_f, *dense(a, b, wr, wi), c, s, gamma)
     return da, db, dwr, dwi
 
 
@@ -343,7 +361,3 @@ _nplr.register_autograd(_differentiate, setup_context=_save)
 for _op in (_nplr, _nplr_backward):
     for _device in ("cpu", "cuda"):
         _op.register_autocast(_device, torch.float32)
-
-
-def _dense(*tensors: Tensor) -> tuple[Tensor, ...]:
-    return tuple(tensor.contiguous() for tensor in tensors)
