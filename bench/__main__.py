@@ -118,6 +118,8 @@ def measure(suites: list[str], device: str, quick: bool, out: Path | None) -> in
             records = SUITES[name](device, quick, limits)
         except Refusal as refusal:
             say(f"refused: {refusal}")
+            if out is not None:
+                keep(out, device, name, None)
             failed = 1
             continue
         except ImportError as error:
@@ -137,12 +139,17 @@ def measure(suites: list[str], device: str, quick: bool, out: Path | None) -> in
     return failed
 
 
-def keep(out: Path, device: str, name: str, result: dict[str, Any]) -> None:
-    """Write a suite's result into a file of results, whose other suites stay."""
+def keep(out: Path, device: str, name: str, result: dict[str, Any] | None) -> None:
+    """Put a suite's result into a file of results, or take an older one out; other suites stay."""
     whole: dict[str, Any] = {"device": device, "suites": {}}
     if out.exists():
         whole = json.loads(out.read_text())
-    whole["suites"][name] = _rounded(result)
+    elif result is None:
+        return
+    if result is None:
+        whole["suites"].pop(name, None)
+    else:
+        whole["suites"][name] = _rounded(result)
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = out.with_suffix(".tmp")
     temporary.write_text(json.dumps(whole, indent=1) + "\n")

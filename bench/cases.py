@@ -119,7 +119,9 @@ def compare(
     ]
     has_base = able[:1] == comparison.candidates[:1]
     cells = []
-    for entry in records:
+    for entry, candidate, work in zip(records, able, works, strict=True):
+        if device == "cuda":
+            entry["graph"] = work is not candidate.work
         base = records[0]["median_s"]
         entry["speedup"] = base / entry["median_s"] if has_base else None
         cells.append(f"{entry['backend']} {entry['median_s'] * 1e3:.3g} ms")

@@ -31,11 +31,12 @@ Written by `python -m bench.report` from the files in `bench/results`; `make ben
 machine again and writes both. A suite whose results differ from their float64 oracle by more than
 the bounds of `bench/cases.py` is not reported.
 
-Candidates of one comparison run in one process and take turns. Times are medians, with the 20 %
-and 80 % quantiles. *x* is the speed-up over the baseline of the comparison, its first row. Per
-cents are counted bytes against the copy bandwidth and counted FLOPs against the rate of a large
-matrix product of the same precision, both measured at the start of the same run; the counts are
-those of `bench/counts.py` and `docs/math.md`, section 9 (over 100 % of the bandwidth: the data
+Candidates of one comparison run in one process and take turns. Times are medians of *n*, with the
+20 % and 80 % quantiles. On a CPU a baseline that takes over a second (a step: over 15 s) has no
+warm-up, its first call counts. *x* is the speed-up over the baseline of the comparison, its first
+row. Per cents are counted bytes against the copy bandwidth and counted FLOPs against the rate of a
+large matrix product of the same precision, both measured at the start of the same run; the counts
+are those of `bench/counts.py` and `docs/math.md`, section 9 (over 100 % of the bandwidth: the data
 came from a cache). Errors are relative norms against float64, of the value and of the worst
 gradient; for whole steps they are differences from the textbook network in float32.
 
@@ -160,7 +161,7 @@ def _detail(records: list[Record]) -> str:
         speedup = entry.get("speedup")
         row = [
             *named,
-            entry["backend"],
+            entry["backend"] + ("" if entry.get("graph", True) else " (eager)"),
             _time(entry["median_s"]),
             spread,
             f"{entry['repeats']:.0f}",

@@ -62,6 +62,9 @@ def test_a_refused_suite_writes_nothing_and_the_exit_code_says_so(tmp_path, monk
     out = tmp_path / "cpu.json"
     assert bench.main(["block", "--device", "cpu", "--quick", "--out", str(out)]) == 1
     assert not out.exists()
+    out.write_text('{"device": "cpu", "suites": {"block": {}, "kernels": {}}}')
+    assert bench.main(["block", "--device", "cpu", "--quick", "--out", str(out)]) == 1
+    assert list(json.loads(out.read_text())["suites"]) == ["kernels"]
     assert "refused: red" in capsys.readouterr().err
 
 

@@ -190,16 +190,18 @@ class SSSDECG(nn.Module):
     def _conditions(self, t: Tensor, labels: Tensor) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
         """Return each block's projection of the step (batch, channel) and labels (batch, 2C)."""
         label, blocks = self.label_embedding(labels), cast("Sequence[Block]", self.blocks)
-        if self.step_table is None or self.label_projections is None:
+        steps: Sequence[Tensor]
+        projected: Sequence[Tensor]
+        if self.step_table is None:
             step = self.step_embedding(t)
-            return (
-                [block.step(step) for block in blocks],
-                [block.label(label) for block in blocks],
-            )
-        return (
-            self.step_table[t].chunk(len(blocks), dim=1),
-            self.label_projections(label).chunk(len(blocks), dim=1),
-        )
+            steps = [block.step(step) for block in blocks]
+        else:
+            steps = self.step_table[t].chunk(len(blocks), dim=1)
+        if self.label_projections is None:
+            projected = [block.label(label) for block in blocks]
+        else:
+            projected = self.label_projections(label).chunk(len(blocks), dim=1)
+        return steps, projected
 
     @property
     def has_unknown(self) -> bool:
@@ -229,11 +231,11 @@ class SSSDECG(nn.Module):
             for name, child in module.named_children():
                 if parametrize.is_parametrized(child, "weight"):
                     setattr(module, name, _folded(child))
+        blocks = cast("Sequence[Block]", model.blocks)
+        model.label_projections = _stacked([block.label for block in blocks])
         if num_steps:
-            t = torch.arange(num_steps, device=model.head.weight.device)
-            step, blocks = model.step_embedding(t), cast("Sequence[Block]", model.blocks)
+            step = model.step_embedding(torch.arange(num_steps, device=model.head.weight.device))
             model.step_table = torch.cat([block.step(step) for block in blocks], dim=1)
-            model.label_projections = _stacked([block.label for block in blocks])
         return model.requires_grad_(False)
 
     def _check(self, x_t: Tensor, t: Tensor, labels: Tensor) -> None:

@@ -65,9 +65,9 @@ class S4Layer(nn.Module):
         super().__init__()
         self.lmax = lmax
         self.single_states = kernel == "half"
-        self.revision = 0
-        """Counts how often the buffers moved or were loaded: what depends on them is then stale."""
+        self._moves = 0
         self._constants: FrozenNplr | None = None
+        self._revision = (0, 0)
         nplr = hippo.nplr(d_state)
 
         def every_feature(vector: Any) -> Tensor:
@@ -143,6 +143,18 @@ class S4Layer(nn.Module):
         """Whether kernels take the frozen path: all but those of old public checkpoints."""
         return self.omega is None and not self.single_states
 
+    @property
+    def revision(self) -> tuple[int, int]:
+        """Counts how often the buffers moved or were loaded, and how often they were written to.
+
+        What was made of them is stale once either differs. torch.compile cannot read the second
+        count, which is 0 there.
+        """
+        if torch.compiler.is_compiling():
+            return self._moves, 0
+        buffers = (self.w, self.P, self.Q, self.B, self.log_dt)
+        return self._moves, sum(b._version for b in buffers if not b.is_inference())
+
     def kernel(self, length: int) -> Float[Tensor, "2 H length"]:
         """Return the forward and backward kernels, cut to `length` samples.
 
@@ -152,8 +164,8 @@ class S4Layer(nn.Module):
         self.check(length)
         if not self.trains_c_alone:
             return self._generate(torch.view_as_complex(self.C))[..., :length]
-        if self._constants is None:
-            self._constants = self.constants()
+        if self._constants is None or is_stale(self._revision, self.revision):
+            self._constants, self._revision = self.constants(), self.revision
         return frozen_kernel(self.C, self._constants)[..., :length]
 
     def check(self, length: int) -> None:
@@ -226,4 +238,9 @@ class S4Layer(nn.Module):
 
     def _forget(self) -> None:
         self._constants = None
-        self.revision += 1
+        self._moves += 1
+
+
+def is_stale(kept: tuple[int, int], now: tuple[int, int]) -> bool:
+    """Whether a `revision` that something was made at is no longer that of its layer."""
+    return kept[0] != now[0] or (kept[1] != now[1] and not torch.compiler.is_compiling())

@@ -204,6 +204,15 @@ def test_the_copy_for_sampling_gives_the_same_output(num_steps, length, batch):
     assert torch.equal(model.for_sampling(length, num_steps)(x, t, labels), out)
 
 
+def test_the_copy_for_sampling_runs_under_autocast(batch):
+    model = small()
+    sampler = model.for_sampling(25, 200)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = sampler(*batch)
+    assert out.dtype == torch.float32
+    torch.testing.assert_close(out, model(*batch), rtol=0.1, atol=0.1)
+
+
 def test_steps_of_the_copy_for_sampling_generate_no_kernel_and_embed_no_step(batch, monkeypatch):
     model = small()
     sampler = model.for_sampling(25, 200)

@@ -11,7 +11,7 @@ import torch
 
 from sssd_hpc.errors import UserError
 from sssd_hpc.ops import bidirectional_conv, nplr_kernel
-from sssd_hpc.s4 import S4Layer, hippo
+from sssd_hpc.s4 import KernelBank, S4Layer, hippo
 
 PARITY = Path(__file__).parents[1] / "data" / "parity" / "s4layer_H32_N8_L100.npz"
 kinds = pytest.mark.parametrize("kind", ["conj", "slow"])
@@ -116,6 +116,20 @@ def test_the_constants_follow_loaded_buffers_and_a_change_of_dtype():
     layer.double()
     assert layer.kernel(20).dtype == torch.float64
     torch.testing.assert_close(layer.kernel(20).float(), other.kernel(20))
+
+
+def test_the_constants_follow_a_buffer_that_is_written_in_place():
+    layer = small()
+    bank = KernelBank([layer])
+    before = layer.kernel(20), bank(20)[0]
+    assert torch.equal(*before)
+    with torch.no_grad():
+        layer.log_dt.add_(0.5)
+    fresh = small()
+    fresh.load_state_dict(layer.state_dict())
+    for k in (layer.kernel(20), bank(20)[0]):
+        assert torch.equal(k, fresh.kernel(20))
+        assert not torch.equal(k, before[0])
 
 
 def test_a_layer_first_used_in_inference_mode_still_trains():
