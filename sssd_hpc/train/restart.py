@@ -1,0 +1,199 @@
+"""Whether a job that ended goes back into the queue: decided from its exit code and its past.
+
+The batch script runs `python -m sssd_hpc.train.restart` once an attempt; each leaves one line in
+RUN/restarts.jsonl. Node failures and preemptions without a warning leave none: Slurm itself
+requeues those, and ends the script before it can ask. Touches no checkpoint and loads no torch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from sssd_hpc import files
+from sssd_hpc.errors import UserError
+
+HISTORY = "restarts.jsonl"
+DONE, USER, RESUMABLE = 0, 2, 75
+REQUEUED, STOPPED = 0, 1
+BUDGET = 10
+"""Crashes that one job may come back from, and attempts in a row that may end where they began."""
+PATIENCE = 2
+"""Crashes without a newer checkpoint after which a job stops: the third would be no better."""
+# A controller that restarts is away for seconds to minutes.
+ASK_FOR_S, ASK_EVERY_S = 300.0, 10.0
+# What asking again does not change.
+REFUSALS = ("disabled", "denied", "Invalid job id")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attempt:
+    """One line of RUN/restarts.jsonl: how one attempt of a job ended."""
+
+    job_id: str
+    restart: int
+    """How often Slurm had restarted the job before."""
+    time: float
+    """When it ended, seconds since 1970."""
+    exit_code: int
+    samples: int
+    """Samples of the newest checkpoint."""
+    requeue: bool
+    reason: str
+
+
+def decide(
+    exit_code: int, samples: int, history: Sequence[Attempt], *, budget: int = BUDGET
+) -> tuple[bool, str]:
+    """Return whether to requeue a job, and why; a pure function.
+
+    `samples` counts the newest checkpoint's, `history` holds the job's earlier attempts, oldest
+    first. Only a checkpoint newer than all before is progress.
+    """
+    if exit_code == DONE:
+        return False, "finished"
+    if exit_code == USER:
+        return False, "exit code 2: it would fail the same way again; mend what its error names"
+    crashed = exit_code != RESUMABLE
+    why = f"exit code {exit_code}"
+    idle, idle_crashes = _idle(crashed, samples, history)
+    if crashed and idle_crashes >= PATIENCE:
+        return False, f"{why}, and {idle_crashes} crashes in a row without a newer checkpoint"
+    if idle >= budget:
+        return False, f"{why}, and {idle} attempts in a row without a newer checkpoint"
+    crashes = crashed + sum(_crashed(attempt) for attempt in history)
+    if crashes > budget:
+        return False, f"{why}, and the budget of {budget} restarts after a crash is used up"
+    if crashed:
+        return True, f"{why}, restart {crashes} of {budget} after a crash"
+    return True, f"{why}: stopped early, its state saved"
+
+
+def _idle(crashed: bool, samples: int, history: Sequence[Attempt]) -> tuple[int, int]:
+    """Count the attempts, and the crashes among them, since the newest checkpoint came."""
+    best = 0
+    idle = idle_crashes = 0
+    steps = [(_crashed(attempt), attempt.samples) for attempt in history]
+    for crash, count in [*steps, (crashed, samples)]:
+        idle, idle_crashes = (0, 0) if count > best else (idle + 1, idle_crashes + crash)
+        best = max(best, count)
+    return idle, idle_crashes
+
+
+def _crashed(attempt: Attempt) -> bool:
+    return attempt.exit_code not in (DONE, USER, RESUMABLE)
+
+
+def newest_samples(run: Path) -> int:
+    """Return the samples of the newest finished checkpoint of a run, 0 without one."""
+    found = (run / "checkpoints").glob("samples-*/MANIFEST.json")
+    counts = [path.parent.name.removeprefix("samples-") for path in found]
+    return max((int(count) for count in counts if count.isdecimal()), default=0)
+
+
+def read_history(run: Path, job_id: str) -> list[Attempt]:
+    """Return the earlier attempts of one job, oldest first; a line cut short is passed over."""
+    path = run / HISTORY
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
+    attempts = []
+    for line in lines:
+        try:
+            attempt = Attempt(**json.loads(line))
+        except (ValueError, TypeError):
+            continue
+        numbers = (attempt.restart, attempt.exit_code, attempt.samples)
+        if attempt.job_id == job_id and all(isinstance(number, int) for number in numbers):
+            attempts.append(attempt)
+    return attempts
+
+
+def record(run: Path, attempt: Attempt) -> None:
+    """Add a line to RUN/restarts.jsonl, on a line of its own even after one that was cut short."""
+    path = run / HISTORY
+    with open(path, "a+b") as stream, files.naming(path):
+        if stream.tell():
+            stream.seek(-1, os.SEEK_END)
+            if stream.read(1) != b"\n":
+                stream.write(b"\n")
+        stream.write(json.dumps(asdict(attempt)).encode() + b"\n")
+
+
+def ask(
+    command: Sequence[str],
+    *,
+    sleep: Callable[[float], None] = time.sleep,
+    clock: Callable[[], float] = time.monotonic,
+) -> str:
+    """Return what a command of Slurm's answers, asking again while the controller is away.
+
+    Raises:
+        UserError: Slurm refuses, or the controller stays away.
+    """
+    end = clock() + ASK_FOR_S
+    while True:
+        try:
+            result = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
+        except OSError as error:
+            raise UserError(f"{command[0]} cannot be run: {error.strerror}") from error
+        if result.returncode == 0:
+            return result.stdout.strip()
+        said = " ".join(result.stderr.split()) or f"exit code {result.returncode}"
+        if clock() >= end or any(refusal in said for refusal in REFUSALS):
+            raise UserError(f"{' '.join(command)}: {said}")
+        print(f"{' '.join(command)}: {said}; asking again", flush=True)
+        sleep(ASK_EVERY_S)
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Decide, record, say and do it. Returns 0 when the job is in the queue again, else 1."""
+    parser = argparse.ArgumentParser(prog="python -m sssd_hpc.train.restart", description=__doc__)
+    parser.add_argument("--run", type=Path, required=True, help="folder of the run")
+    parser.add_argument("--exit-code", type=int, required=True, help="of the attempt that ended")
+    parser.add_argument("--budget", type=int, default=BUDGET, help="restarts after a crash")
+    given = parser.parse_args(args)
+    environ = os.environ
+    job_id = environ.get("SLURM_JOB_ID", "")
+    if not job_id:
+        raise UserError("SLURM_JOB_ID is not set: only a Slurm job can be requeued")
+    samples = newest_samples(given.run)
+    history = read_history(given.run, job_id)
+    again, reason = decide(given.exit_code, samples, history, budget=given.budget)
+    try:
+        # Requeued now, a job that was cancelled would come back.
+        if again and (state := ask(["squeue", "-h", "-j", job_id, "-o", "%T"])) != "RUNNING":
+            again = False
+            reason = f"{reason}; it is {state}: Slurm itself ends, or requeues, what it stops"
+        attempt = Attempt(
+            job_id=job_id,
+            restart=int(environ.get("SLURM_RESTART_COUNT") or 0),
+            time=round(time.time(), 3),
+            exit_code=given.exit_code,
+            samples=samples,
+            requeue=again,
+            reason=reason,
+        )
+        # Before the act: without a record nothing would bound the restarts.
+        record(given.run, attempt)
+        word = "requeue" if again else "stop"
+        print(f"job {job_id}, {samples} samples saved: {word}: {reason}", flush=True)
+        if again:
+            ask(["scontrol", "requeue", job_id])
+    except (OSError, UserError) as error:
+        print(f"error: job {job_id} is not requeued: {error}; submit it again", file=sys.stderr)
+        return STOPPED
+    return REQUEUED if again else STOPPED
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(USER)
