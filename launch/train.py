@@ -1,0 +1,252 @@
+"""Train through submitit: on a Slurm cluster, on this machine, or in this process.
+
+    python launch/train.py --nodes 2 -- --preset tiny --data store --run run
+
+What follows `--` goes to `sssd-hpc train` as it is. On Slurm the job is that of slurm/train.sbatch:
+the same YAML, the same checks on every node, the same rule for what goes back into the queue.
+submitit's files lie in RUN/submitit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import shlex
+import signal
+import socket
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import submitit
+
+# Run as a file, Python looks for modules beside it alone.
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+from slurm import render  # noqa: E402
+from sssd_hpc.errors import UserError  # noqa: E402
+
+EXIT_FAILED, EXIT_USER, EXIT_RESUMABLE = 1, 2, 75
+# What submitit sets by parameters of its own.
+SUBMITITS = ("nodes", "ntasks-per-node", "time", "signal", "open-mode", "output")
+# submitit counts timeouts and gives up; here sssd_hpc.train.restart bounds the restarts.
+NO_LIMIT = 1_000_000
+
+
+@dataclasses.dataclass(frozen=True)
+class Train:
+    """One rank of a training; what it knows is pickled, all state lies in RUN."""
+
+    flags: tuple[str, ...]
+    local_port: int | None = None
+    """Where the ranks of submitit's local executor meet; Slurm's find each other by themselves."""
+
+    def __call__(self) -> int:
+        """Run `sssd-hpc train` and return its exit code; on Slurm leave with what is not 0."""
+        if self.local_port is not None:
+            here = submitit.JobEnvironment()
+            os.environ.update(
+                RANK=str(here.global_rank),
+                WORLD_SIZE=str(here.num_tasks),
+                LOCAL_RANK=str(here.local_rank),
+                MASTER_ADDR="127.0.0.1",
+                MASTER_PORT=str(self.local_port),
+            )
+        from sssd_hpc import cli
+
+        code = cli.main(["train", *self.flags])
+        if code and os.environ.get("SUBMITIT_EXECUTOR") == "slurm":
+            # For srun, which ends the other ranks, and for the job's last line, which asks why.
+            sys.exit(code)
+        return code
+
+    def checkpoint(self) -> submitit.helpers.DelayedSubmission:
+        """Submit the same again: called in a signal handler, while the ranks save by themselves."""
+        return submitit.helpers.DelayedSubmission(self)
+
+
+def run_folder(flags: Sequence[str]) -> Path:
+    """Return the folder that --run names.
+
+    Raises:
+        UserError: it is not named, or cannot stand in the names of Slurm's logs.
+    """
+    run = ""
+    for index, flag in enumerate(flags):
+        if flag == "--run":
+            run = "".join(flags[index + 1 : index + 2])
+        elif flag.startswith("--run="):
+            run = flag.removeprefix("--run=")
+    if not run:
+        raise UserError("--run is missing among the flags after --; name the folder of the run")
+    if not run.isprintable() or "%" in run or "\\" in run:
+        raise UserError(
+            f"--run is {run!r}; submitit cannot write to a path with %, \\ or control characters"
+        )
+    return Path(run)
+
+
+def slurm_parameters(cluster: render.Cluster, tasks_per_node: int, run: Path) -> dict[str, Any]:
+    """Return submitit's parameters for the job that slurm/train.sbatch would be."""
+    options = {
+        option: _literal(value)
+        for option, value in render.directives(cluster)
+        if option not in SUBMITITS
+    }
+    return {
+        "nodes": cluster.nodes,
+        "ntasks_per_node": tasks_per_node,
+        "time": -(-cluster.time_s // 60),
+        "signal_delay_s": cluster.signal_lead_s,
+        "stderr_to_stdout": True,
+        "wckey": None,
+        "setup": [f"run={shlex.quote(str(run))}", *render.attempt(cluster)],
+        "srun_args": ["--kill-on-bad-exit=1", "--wait=600", "--open-mode=append"],
+        "teardown": ["finish $?"],
+        "additional_parameters": options,
+    }
+
+
+def _literal(value: str) -> str | bool:
+    """Return a value as submitit must be given it: it quotes for bash, where a backslash stays."""
+    return value.replace("\\", "\\\\") or True
+
+
+def submit_slurm(train: Train, cluster: render.Cluster, tasks_per_node: int, run: Path) -> str:
+    """Submit a job and return its id.
+
+    Raises:
+        UserError: there is no Slurm here, or it refuses the job.
+    """
+    try:
+        executor = submitit.SlurmExecutor(_folder(run), max_num_timeout=NO_LIMIT)
+        executor.update_parameters(**slurm_parameters(cluster, tasks_per_node, run))
+        with submitit.helpers.clean_env():
+            return executor.submit(train).job_id
+    except (RuntimeError, submitit.core.utils.FailedJobError) as error:
+        raise UserError(f"the job was not submitted: {error}") from error
+
+
+def run_local(train: Train, cluster: render.Cluster, tasks_per_node: int, run: Path) -> int:
+    """Train on this machine, one process a rank, and return the exit code of the whole."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    executor = submitit.LocalExecutor(_folder(run), max_num_timeout=NO_LIMIT)
+    executor.update_parameters(
+        tasks_per_node=tasks_per_node,
+        gpus_per_node=cluster.gpus_per_node,
+        timeout_min=NO_LIMIT,
+        signal_delay_s=cluster.signal_lead_s,
+        stderr_to_stdout=True,
+    )
+    # The keyboard's signal reaches every process: submitit's would kill the ranks while they save.
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with submitit.helpers.clean_env():
+            job = executor.submit(dataclasses.replace(train, local_port=port))
+    finally:
+        signal.signal(signal.SIGINT, before)
+    print(f"{tasks_per_node} rank(s), logs: {job.paths.folder}/{job.job_id}_*_log.out", flush=True)
+    _wait(job)
+    try:
+        codes = job.results()
+    except (submitit.core.utils.FailedJobError, submitit.core.utils.UncompletedJobError) as error:
+        # The rank's traceback, then where to look; the last line of the former says most.
+        trace = str(error).partition("You can check full logs")[0].splitlines()
+        said = [line.strip() for line in trace if line.strip("- ")]
+        print(f"error: a rank failed: {said[-1]}", file=sys.stderr)
+        return EXIT_FAILED
+    code = next((c for c in (EXIT_FAILED, EXIT_USER, EXIT_RESUMABLE) if c in codes), max(codes))
+    if code:
+        said = (job.task(codes.index(code)).stdout() or "").strip().splitlines()
+        lines = [line for line in said if line.startswith(("error:", "stopped early:"))]
+        print(*(lines or said)[-1:], file=sys.stderr)
+    return code
+
+
+def _wait(job: submitit.Job[int]) -> None:
+    """Wait for the ranks, handing on what would stop this process: they save, then end."""
+
+    def hand_on(number: int, frame: FrameType | None) -> None:
+        os.kill(int(job.job_id), signal.SIGTERM)
+
+    before = {n: signal.signal(n, hand_on) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
+    try:
+        while not job.done():
+            time.sleep(0.1)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def run_debug(train: Train, run: Path) -> int:
+    """Train in this process, where a debugger sees it; an error opens pdb."""
+    executor = submitit.DebugExecutor(_folder(run))
+    return executor.submit(train).result()
+
+
+def _folder(run: Path) -> Path:
+    return run.absolute() / "submitit" / "%j"
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Submit or run a training; exit codes as those of sssd-hpc."""
+    words = list(sys.argv[1:] if args is None else args)
+    cut = words.index("--") if "--" in words else len(words)
+    parser = argparse.ArgumentParser(
+        prog="python launch/train.py",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--cluster", choices=("slurm", "local", "debug"), default="slurm")
+    parser.add_argument("--nodes", type=int, help="default: the YAML's; 1 here")
+    parser.add_argument("--tasks-per-node", type=int, help="default: one a GPU, or one; 1 here")
+    parser.add_argument("--yaml", type=Path, default=ROOT / "slurm" / "cluster.yaml")
+    given = parser.parse_args(words[:cut])
+    try:
+        return _launch(given, words[cut + 1 :])
+    except (UserError, OSError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return EXIT_USER
+
+
+def _launch(given: argparse.Namespace, flags: Sequence[str]) -> int:
+    run = run_folder(flags)
+    cluster = render.read_cluster(given.yaml)
+    for flag, value in (("--nodes", given.nodes), ("--tasks-per-node", given.tasks_per_node)):
+        if value is not None and value < 1:
+            raise UserError(f"{flag} is {value}; it must be at least 1")
+    train = Train(tuple(flags))
+    if given.cluster != "slurm" and (given.nodes or 1) > 1:
+        raise UserError(
+            f"--nodes is {given.nodes} with --cluster {given.cluster}, which is this machine; "
+            "give --cluster slurm, or more --tasks-per-node"
+        )
+    if given.cluster == "debug":
+        if (given.tasks_per_node or 1) > 1:
+            raise UserError(
+                f"--tasks-per-node is {given.tasks_per_node} with --cluster debug, which is one "
+                "process; give --cluster local"
+            )
+        return run_debug(train, run)
+    default = cluster.tasks_per_node if given.cluster == "slurm" else 1
+    tasks = given.tasks_per_node or default
+    cluster = dataclasses.replace(
+        cluster,
+        nodes=given.nodes or cluster.nodes,
+        gpus_per_node=tasks if cluster.gpus_per_node else 0,
+    )
+    if given.cluster == "local":
+        return run_local(train, cluster, tasks, run)
+    job_id = submit_slurm(train, cluster, tasks, run)
+    print(f"Submitted batch job {job_id}; logs: {run / 'submitit' / job_id}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
