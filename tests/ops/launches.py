@@ -53,8 +53,40 @@ def fftconv(module: Any) -> None:
     for dtype in (torch.float32, torch.bfloat16):
         u = torch.ones(16, 2, 1000, dtype=dtype)
         K = module.prepare(torch.ones(2, 2, 1000), torch.ones(2))
+        for activation in ("gelu", "none"):
+            module.forward(u, K, activation, False)
+            y, pre = module.forward(u, K, activation, True)
+            module.backward(y, u, K, pre, activation)
+    for dtype, L in ((torch.float32, 4096), (torch.bfloat16, 2000)):
+        u, K = torch.ones(16, 1, L, dtype=dtype), module.prepare(torch.ones(2, 1, L), torch.ones(1))
         y, pre = module.forward(u, K, "gelu", True)
         module.backward(y, u, K, pre, "gelu")
+    challenger = importlib.import_module("sssd_hpc.ops.fftconv.toeplitz")
+    for dtype, precision in (
+        (torch.float32, "highest"),
+        (torch.float32, "high"),
+        (torch.bfloat16, "highest"),
+    ):
+        torch.set_float32_matmul_precision(precision)
+        u, K = torch.ones(64, 1, 1000, dtype=dtype), torch.ones(1, 1999)
+        y, pre = challenger.forward(u, K, "gelu", True)
+        challenger.backward(y, u, K, pre, "gelu")
+
+
+def block(module: Any) -> None:
+    for dtype in (torch.float32, torch.bfloat16, torch.float64):
+        wide = torch.promote_types(dtype, torch.float32)
+        x, h = torch.ones(2, 512, 1000, dtype=dtype), torch.ones(2, 1024, 1000, dtype=dtype)
+        weight, shift = torch.ones(512, dtype=wide), torch.ones(2, 512, dtype=wide)
+        module.residual_norm(x, x, weight, weight, None, 1e-5)
+        _, mean, rstd = module.residual_norm(x, x, weight, weight, shift, 1e-5)
+        module.residual_norm_backward(x, x, x, weight, mean, rstd)
+        module.gate(h)
+        module.gate_backward(x, h)
+    # As under autocast, where the sums over blocks stay wide.
+    for C, dtype in ((256, torch.float32), (256, torch.bfloat16), (32, torch.bfloat16)):
+        x, weight, bias = torch.ones(2, C, 1000), torch.ones(2 * C, C), torch.ones(2 * C)
+        module._residual_skip(x.to(dtype), x, x, weight.to(dtype), bias)
 
 
 def record() -> list[tuple[Any, Any]]:
@@ -75,7 +107,7 @@ def record() -> list[tuple[Any, Any]]:
 
 def key(kernel: Any, source: Any, metadata: Any) -> Key:
     names = kernel.arg_names
-    constants = {names[at[0]]: value for at, value in source.constants.items()}
+    constants = {names[at[0]]: value for at, value in sorted(source.constants.items())}
     aligned = {names[at[0]] for at, value in source.attrs.items() if value}
     shape = (metadata.num_warps, metadata.num_stages, metadata.enable_fp_fusion)
     return kernel.__name__, str(source.signature), str(constants), str(sorted(aligned)), shape

@@ -37,7 +37,7 @@ def test_every_kernel_compiles_within_its_budget(op, target):
     assert run.returncode == 0, run.stdout + run.stderr
 
 
-@pytest.mark.parametrize("op", ["nplr", "cauchy", "fftconv"])
+@pytest.mark.parametrize("op", aot.with_triton())
 def test_what_a_launch_compiles_is_what_is_held(op):
     run = compiler(str(Path(__file__).with_name("launches.py")), op)
     assert (run.returncode, run.stdout) == (0, ""), run.stdout + run.stderr

@@ -137,7 +137,7 @@ def _tile(batch: int, strict: bool) -> dict[str, Any]:
 
 
 def _compilation(
-    rows: str, precision: str, transposed: bool, registers: tuple[int, ...]
+    rows: str, precision: str, transposed: bool, budgets: dict[str, aot.Budget]
 ) -> aot.Compilation:
     """Name the launch on a batch of 64: forward with GELU, or its adjoint."""
     constexprs = _tile(64, precision == "ieee") | {
@@ -146,23 +146,27 @@ def _compilation(
         "GELU": not transposed,
         "KEEP": not transposed,
     }
-    pointers = {"X": f"*{rows}", "K": "*fp32", "Y": f"*{rows}", "Pre": f"*{rows}"}
+    pointers = dict.fromkeys(("X", "Y", "Pre"), f"*{rows}") | {"K": "*fp32"}
     return aot.Compilation(
         name=f"fftconv toeplitz{' backward' * transposed}, {rows} as {precision}",
         kernel=_kernel,
-        signature={**pointers, "B": "i32", "H": "i32", "L": "i32"},
+        signature=pointers | dict.fromkeys(("B", "H", "L"), "i32"),
         constexprs=constexprs,
         options=OPTIONS,
-        budgets={},
+        budgets=budgets,
         tensor_cores=precision != "ieee",
+        # AMD's matrix units multiply float32 exactly, so that strict products use them there.
+        targets=tuple(t for t in aot.TARGETS if precision != "ieee" or t.startswith("sm_")),
     )
 
 
+# With GELU and its input kept, single precision spills a little.
+SPILLING = {t: aot.Budget(stack=128, spills=64) for t in ("sm_80", "sm_90", "sm_100")}
 COMPILATIONS = [
-    _compilation("fp32", "tf32", False, ()),
-    _compilation("fp32", "tf32", True, ()),
-    _compilation("fp32", "ieee", False, ()),
-    _compilation("fp32", "ieee", True, ()),
-    _compilation("bf16", "tf32", False, ()),
-    _compilation("bf16", "tf32", True, ()),
+    _compilation("fp32", "tf32", False, aot.budgets(255, 255, 255, 120) | SPILLING),
+    _compilation("fp32", "tf32", True, aot.budgets(255, 255, 255, 120)),
+    _compilation("fp32", "ieee", False, aot.budgets(72, 72, 72, 40)),
+    _compilation("fp32", "ieee", True, aot.budgets(64, 72, 64, 40)),
+    _compilation("bf16", "tf32", False, aot.budgets(255, 255, 255, 144)),
+    _compilation("bf16", "tf32", True, aot.budgets(255, 255, 255, 144)),
 ]

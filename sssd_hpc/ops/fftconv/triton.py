@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -65,9 +66,12 @@ def _form(u: Tensor, K: Tensor) -> Any:
 
 
 def _compilation(
-    form: Any, what: str, rows: str, registers: tuple[int, ...], amd: aot.Budget, L: int = 1000
+    form: Any, what: str, rows: str, L: int, *registers: int, amd: tuple[int, int] = (0, 0)
 ) -> aot.Compilation:
-    """Name a launch of rows "fp32" or "bf16": "kept", "gelu", "plain" or one of them "backward"."""
+    """Name a launch: its rows are "fp32" or "bf16", `amd` is (stack, spills) there.
+
+    `what` is kept, gelu (not kept) or plain (no activation), or one of the last two backward.
+    """
     backward = "backward" in what
     kernel = form._backward_kernel if backward else form._forward_kernel
     constexprs = form._constants(circle(L), L, CHUNK) | {"GELU": "plain" not in what}
@@ -76,22 +80,41 @@ def _compilation(
     kinds = dict.fromkeys(("U", "dU", "Y", "dY", "Pre", "F1", "F2"), f"*{rows}")
     kinds |= dict.fromkeys(("K", "dK", "W", "T"), "*i64")
     products = form is monarch
+    budgets = aot.budgets(*registers)
+    budgets["gfx942"] = replace(budgets["gfx942"], stack=amd[0], spills=amd[1])
+    targets = tuple(aot.TARGETS)
+    if backward and circle(L) == 2 * LONGEST:
+        for target in targets[:3]:
+            budgets[target] = replace(budgets[target], stack=448, spills=256)
+        # The AMD compiler is not done with it after ten minutes.
+        targets = targets[:3]
     return aot.Compilation(
         name=f"fftconv {'monarch' if products else 'butterfly'} {circle(L)} {what}, {rows}",
         kernel=kernel,
         signature={a: kinds.get(a, "i32") for a in kernel.arg_names if a not in constexprs},
         constexprs=constexprs,
         options=form._options(circle(L)),
-        budgets={},
+        budgets=budgets,
         tensor_cores=products,
+        targets=targets,
     )
 
 
-B=aot.Budget()
+# On AMD butterflies keep scalars in vector registers; products spill there and are not launched.
 COMPILATIONS = [
-    *(_compilation(butterfly, w, "fp32", (), B) for w in ("kept", "gelu", "plain", "gelu backward", "plain backward")),
-    *(_compilation(monarch, w, "bf16", (), B) for w in ("kept", "gelu", "plain", "gelu backward", "plain backward")),
-    *(_compilation(butterfly, w, "bf16", (), B, 2000) for w in ("kept", "gelu backward")),
-    *(_compilation(butterfly, w, "fp32", (), B, 4096) for w in ("kept", "gelu backward")),
+    _compilation(butterfly, "kept", "fp32", 1000, 136, 128, 128, 104, amd=(0, 24)),
+    _compilation(butterfly, "gelu", "fp32", 1000, 136, 128, 128, 104, amd=(0, 16)),
+    _compilation(butterfly, "plain", "fp32", 1000, 136, 128, 128, 112, amd=(0, 8)),
+    _compilation(butterfly, "gelu backward", "fp32", 1000, 255, 255, 255, 184, amd=(0, 32)),
+    _compilation(butterfly, "plain backward", "fp32", 1000, 255, 255, 255, 176, amd=(0, 16)),
+    _compilation(monarch, "kept", "bf16", 1000, 128, 128, 128, 256, amd=(512, 128)),
+    _compilation(monarch, "gelu", "bf16", 1000, 128, 128, 128, 256, amd=(512, 128)),
+    _compilation(monarch, "plain", "bf16", 1000, 128, 128, 128, 256, amd=(512, 128)),
+    _compilation(monarch, "gelu backward", "bf16", 1000, 255, 255, 255, 256, amd=(2048, 512)),
+    _compilation(monarch, "plain backward", "bf16", 1000, 184, 184, 184, 256, amd=(2048, 512)),
+    _compilation(butterfly, "kept", "bf16", 2000, 112, 104, 104, 136, amd=(0, 96)),
+    _compilation(butterfly, "gelu backward", "bf16", 2000, 255, 255, 255, 216, amd=(0, 96)),
+    _compilation(butterfly, "kept", "fp32", LONGEST, 216, 248, 248, 168, amd=(0, 16)),
+    _compilation(butterfly, "gelu backward", "fp32", LONGEST, 255, 255, 255, 512),
     *toeplitz.COMPILATIONS,
 ]
