@@ -1,6 +1,7 @@
 # make demo [DATA=<PTB-XL root>]   everything from nothing, then the main job end to end
 # make test                        everything from nothing, then the whole CPU test suite
 # make setup | lint | bench        installing alone | formatting, lint and types | the CPU benchmarks
+# make slurm-lab                   a real Slurm of four nodes on this machine, to play with
 
 PYTHON ?= python3
 DEMO ?= demo
@@ -16,7 +17,7 @@ PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check --no-build-i
 RUN := $(BIN)/sssd-hpc
 SOURCE := $(or $(DATA),$(DEMO)/simulated)
 
-.PHONY: setup demo test lint bench
+.PHONY: setup demo test lint bench slurm-packages slurm-lab
 .DELETE_ON_ERROR:
 
 setup: .venv/installed
@@ -47,8 +48,16 @@ endif
 	$(RUN) sample --run "$(DEMO)/run" --like "$(DEMO)/store" --out "$(DEMO)/synthetic"
 	$(RUN) evaluate --real "$(DEMO)/store" --synthetic "$(DEMO)/synthetic" --out "$(DEMO)/report" $(EVALUATE_FLAGS)
 
-test: setup
-	$(BIN)/python -m pytest -n $(JOBS)
+# The Slurm tests share one cluster and start many ranks: they run by themselves, one at a time.
+test: setup slurm-packages
+	$(BIN)/python -m pytest -n $(JOBS) --ignore tests/slurm
+	$(BIN)/python -m pytest tests/slurm
+
+slurm-packages: setup
+	@$(BIN)/python -m tests.slurm_lab install
+
+slurm-lab: setup slurm-packages
+	@PATH="$(CURDIR)/$(BIN):$$PATH" python -m tests.slurm_lab start
 
 lint: setup
 	$(BIN)/ruff format --check .
