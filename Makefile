@@ -57,7 +57,7 @@ slurm-packages: setup
 	@$(BIN)/python -m tests.slurm_lab install
 
 slurm-lab: setup slurm-packages
-	@PATH="$(CURDIR)/$(BIN):$$PATH" python -m tests.slurm_lab start
+	@$(BIN)/python -m tests.slurm_lab start
 
 lint: setup
 	$(BIN)/ruff format --check .

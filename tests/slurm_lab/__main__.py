@@ -12,7 +12,10 @@ from pathlib import Path
 from tests.slurm_lab import packages
 from tests.slurm_lab.lab import Lab, LabError, environment
 
-ME = "python -m tests.slurm_lab"
+PYTHON = Path(sys.executable)
+if PYTHON.is_relative_to(Path.cwd()):
+    PYTHON = PYTHON.relative_to(Path.cwd())
+ME = f"{PYTHON} -m tests.slurm_lab"
 HELP = f"""\
 {ME} exec sinfo                   any command on the controller's machine
 {ME} exec                         a shell there
