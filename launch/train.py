@@ -123,7 +123,9 @@ def submit_slurm(train: Train, cluster: render.Cluster, tasks_per_node: int, run
         UserError: there is no Slurm here, or it refuses the job.
     """
     try:
-        executor = submitit.SlurmExecutor(_folder(run), max_num_timeout=NO_LIMIT)
+        # As the batch script starts a rank: `rank` is a variable of its shell.
+        python = f'bash -c "$rank" rank {shlex.quote(sys.executable)}'
+        executor = submitit.SlurmExecutor(_folder(run), max_num_timeout=NO_LIMIT, python=python)
         executor.update_parameters(**slurm_parameters(cluster, tasks_per_node, run))
         with submitit.helpers.clean_env():
             return executor.submit(train).job_id

@@ -148,7 +148,7 @@ def test_the_arguments_reach_the_ranks_as_they_are(value: str, tmp_path: Path) -
     args = ["--preset", value, "--run", "run", "--data=" + value]
     assert execute(Cluster(), tmp_path, *args).returncode == 0
     called = (tmp_path / "called").read_text()
-    assert called.endswith("\n".join(["-m", "sssd_hpc", "train", *args]) + "\n")
+    assert called.endswith("\n".join(["rank", "python", "-m", "sssd_hpc", "train", *args]) + "\n")
     assert not (tmp_path / "pwned").exists()
 
 
@@ -198,6 +198,31 @@ def test_what_ends_badly_is_put_to_restart(
     question = f"sssd_hpc.train.restart\n--run=run\n--exit-code\n{code}\n--budget\n4\n"
     assert (question in called) is asks
     assert ("\nsssd_hpc\ntrain\n" in called) is trains
+
+
+def test_the_first_rank_to_end_gives_the_cause(tmp_path: Path) -> None:
+    env = environment(tmp_path)
+    # Two ranks as srun would end them: the second is killed because of the first.
+    (tmp_path / "bin" / "srun").write_text(
+        '#!/bin/bash\nwhile [ "$1" != bash ]; do [ $# -gt 0 ] || exit 0; shift; done\n'
+        "export SLURMD_NODENAME=node1\n"
+        'SLURM_PROCID=1 CODE=2 "$@"; SLURM_PROCID=0 CODE=143 "$@"; exit 143\n'
+    )
+    script = tmp_path / "script"
+    script.write_text(render.render(Cluster()))
+    # The second time the first's note lies there.
+    for _ in range(2):
+        result = subprocess.run(
+            ["bash", str(script), "--run", "run"],
+            env=env,
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert result.returncode == 2, result.stderr
+        assert "first to end was rank 1 on node1, with exit code 2" in result.stdout
+    assert "--exit-code\n2\n" in (tmp_path / "called").read_text()
 
 
 @pytest.mark.parametrize(
