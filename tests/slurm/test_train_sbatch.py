@@ -161,7 +161,8 @@ def test_a_cancelled_job_stays_cancelled(lab: Lab, work: Path) -> None:
 
 
 def launch(lab: Lab, work: Path, *flags: str) -> str:
-    command = (sys.executable, str(ROOT / "launch" / "train.py"), "--", "--run", str(work / "run"), *flags)
+    script, run = str(ROOT / "launch" / "train.py"), str(work / "run")
+    command = (sys.executable, script, "--", "--run", run, *flags)
     said = lab.run(*command, cwd=work).stdout
     assert said.startswith("Submitted batch job ")
     return said.split()[3].rstrip(";")
