@@ -33,9 +33,13 @@ def main(args):
     if "wrong" in args:
         return 2
     if "die" in args and rank == 1 and ("always" in args or not restart):
+        # What srun sends to a rank that is not there yet is lost.
+        while not (run / f"seen-0-{restart}.json").exists():
+            time.sleep(0.02)
         os.kill(os.getpid(), signal.SIGKILL)
     end = time.monotonic() + 120
-    while ("wait" in args or "die" in args) and not restart and time.monotonic() < end:
+    stays = "always" in args or ("wait" in args or "die" in args) and not restart
+    while stays and time.monotonic() < end:
         time.sleep(0.02)
         if got:
             print("saved at", got[0], flush=True)
