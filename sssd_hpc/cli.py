@@ -22,7 +22,7 @@ from typing import Annotated, Literal
 import tyro
 
 from sssd_hpc import __version__, config
-from sssd_hpc.errors import Interrupted, UserError
+from sssd_hpc.errors import Interrupted, PeerLost, UserError
 
 EXIT_FAILED, EXIT_USER, EXIT_RESUMABLE = 1, 2, 75
 # A path that the user should not have named, unlike a full or failing disk.
@@ -284,10 +284,21 @@ def main(args: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     signal.signal(signal.SIGTERM, _terminate)
     try:
-        _dispatch(list(sys.argv[1:] if args is None else args))
+        return _run(list(sys.argv[1:] if args is None else args))
+    finally:
+        # srun sends TERM to all ranks when the first one ends: a code that is decided stays.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def _run(args: list[str]) -> int:
+    try:
+        _dispatch(args)
     except UserError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return EXIT_USER
+    except PeerLost as loss:
+        print(f"error: {loss}", file=sys.stderr)
+        return EXIT_FAILED
     except Interrupted as stop:
         print(f"stopped early: {stop}", file=sys.stderr)
         return EXIT_RESUMABLE

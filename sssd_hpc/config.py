@@ -149,15 +149,39 @@ class TrainConfig:
     also runs linear layers under autocast, over float32 weights. S4 kernels stay float32."""
     activation_checkpointing: bool = False
     """Compute each block's activations again in backward: a third more time, less memory."""
+    zero_stage: Literal[0, 1, 2, 3] = 0
+    """What DeepSpeed's ZeRO spreads over the processes: 0 nothing, 1 the optimizer's state, 2 also
+    gradients, 3 also weights."""
+    accumulation_steps: int = 1
+    """Pieces that each process takes its share of a batch in: less memory, the same step."""
+    bad_steps: int = 0
+    """Steps in a row that are skipped where the loss is not finite, before training stops."""
+    timeout_s: int = 600
+    """Seconds after which a process that does not answer the others is taken for dead."""
     seed: int = 0
     """Seed of the weights, the order of records and the noise."""
     folds: str = "1-8"
     """Folds to train on, for example 1-8 or 1,3,5."""
 
     def __post_init__(self) -> None:
-        for name in ("samples", "batch_size", "checkpoint_every", "keep_checkpoints", "log_every"):
+        for name in (
+            "samples",
+            "batch_size",
+            "checkpoint_every",
+            "keep_checkpoints",
+            "log_every",
+            "accumulation_steps",
+            "timeout_s",
+        ):
             value = getattr(self, name)
             _check(value >= 1, f"train.{name}", value, "at least 1")
+        _check(self.bad_steps >= 0, "train.bad_steps", self.bad_steps, "zero or more")
+        _check(
+            self.bad_steps == 0 or self.accumulation_steps == 1,
+            "train.bad_steps",
+            self.bad_steps,
+            "0 where train.accumulation_steps is over 1: earlier pieces cannot be taken back",
+        )
         for name in ("learning_rate", "ema_half_life_samples"):
             value = getattr(self, name)
             _check(math.isfinite(value) and value > 0, f"train.{name}", value, "positive")

@@ -12,3 +12,7 @@ class UserError(ValueError):
 
 class Interrupted(Exception):  # noqa: N818 - not an error
     """Work stopped early by a signal, its state saved: exit code 75, the same command resumes."""
+
+
+class PeerLost(Exception):  # noqa: N818 - the error is another process's
+    """A process of the same run is gone or silent: exit code 1; that process names the cause."""

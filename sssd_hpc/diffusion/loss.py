@@ -17,15 +17,17 @@ def epsilon_loss(
     labels: Int[Tensor, "batch label"],
     schedule: NoiseSchedule,
     generator: torch.Generator | None = None,
+    drawn: tuple[Tensor, Tensor] | None = None,
 ) -> Float[Tensor, ""]:
     """Return the mean squared error between eps and the denoiser's estimate of it.
 
     Each sample has one t, uniform over the schedule and shared by all its leads. t and eps are
-    drawn on the generator's device, so that a CPU generator gives the same draws on every device.
+    drawn on the generator's device, so that a CPU generator gives the same draws on every device;
+    who has drawn them already gives (t, eps) as `drawn`.
 
     Source: DDPM, Algorithm 1 (arXiv 2006.11239).
     """
-    t, eps = _draw(x0, schedule, generator)
+    t, eps = _draw(x0, schedule, generator) if drawn is None else drawn
     return mse_loss(denoiser(q_sample(x0, t, eps, schedule), t, labels), eps)
 
 
@@ -35,6 +37,7 @@ def velocity_loss(
     labels: Int[Tensor, "batch label"],
     schedule: NoiseSchedule,
     generator: torch.Generator | None = None,
+    drawn: tuple[Tensor, Tensor] | None = None,
 ) -> Float[Tensor, ""]:
     """Return the mean squared error of v = sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) x0.
 
@@ -43,7 +46,7 @@ def velocity_loss(
 
     Source: Salimans and Ho, Progressive distillation (arXiv 2202.00512), appendix D.
     """
-    t, eps = _draw(x0, schedule, generator)
+    t, eps = _draw(x0, schedule, generator) if drawn is None else drawn
     alpha_bar = schedule.alpha_bar[t][:, None, None]
     v = alpha_bar.sqrt() * eps - (1.0 - alpha_bar).sqrt() * x0
     return mse_loss(network(q_sample(x0, t, eps, schedule), t, labels), v)

@@ -1,19 +1,21 @@
 """The store of checkpoints: RUN/checkpoints/samples-%09d/, RUN/latest.
 
 A checkpoint is a folder of safetensors files, `state.json` and `MANIFEST.json` with the SHA-256 of
-each; it is written under a temporary name and renamed, so that it is whole or absent. Loading takes
-the newest that proves whole, names the damaged ones aloud, and refuses to start over in silence.
-Holds no pickles; knows neither models nor optimizers. `latest` is for people and scripts: it is
-written, never followed.
+each; it is written under a temporary name and renamed, so that it is whole or absent. Its tensors
+are whole and named: how many ranks wrote them, and how ZeRO spread them, is forgotten. Loading
+takes the newest that proves whole, names the damaged ones aloud, and refuses to start over in
+silence. Holds no pickles; knows neither models nor optimizers. `latest` is for people and scripts:
+it is written, never followed.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,7 @@ from torch import Tensor
 
 from sssd_hpc import files
 from sssd_hpc.errors import UserError
+from sssd_hpc.train.ranks import Group
 
 _log = logging.getLogger(__name__)
 
@@ -47,41 +50,94 @@ class Checkpoint:
     state: Mapping[str, Any]
 
 
-def save(run: Path, checkpoint: Checkpoint, *, world_size: int, keep: int) -> Path:
+def folder(run: Path, samples: int) -> Path:
+    """Return where the checkpoint at `samples` samples lies."""
+    return run / "checkpoints" / f"samples-{samples:09d}"
+
+
+def save(run: Path, part: Checkpoint, *, group: Group, keep: int) -> Path:
     """Write a checkpoint, point `latest` at it, keep the newest `keep`; return its folder.
 
+    Every rank calls it with the tensors that are its to write; rank 0 makes the folder, the
+    manifest and the name. With several ranks a file is `<stem>-<rank>-of-<world size>`.
+
     Raises:
-        UserError: it cannot be written; older checkpoints are intact and no remains are left.
+        UserError: a rank could not write; older checkpoints are intact and no remains are left.
     """
-    folder = run / "checkpoints"
-    path = folder / f"samples-{checkpoint.samples:09d}"
+    path = folder(run, part.samples)
+    temp = Path(group.first(lambda: str(_begin(path))))
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        hashes = group.everywhere(lambda: _write(path, temp, part.tensors, group))
+        group.first(lambda: _commit(run, path, temp, part, hashes, group.world_size, keep))
+    except BaseException:
+        if group.rank == 0:
+            shutil.rmtree(temp, ignore_errors=True)
+        raise
+    return path
+
+
+def _begin(path: Path) -> Path:
+    """Make the temporary folder of a checkpoint."""
+    with _refusing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists() or path.is_symlink():
             # A run stands where its newest whole checkpoint does: this one was damaged.
             _discard(path)
-        with files.atomic_directory(path) as temp:
-            for stem, tensors in checkpoint.tensors.items():
-                whole = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
-                save_file(whole, temp / f"{stem}.safetensors")
-            (temp / STATE).write_text(json.dumps(checkpoint.state, allow_nan=False) + "\n")
-            manifest = {
-                "format_version": FORMAT_VERSION,
-                "samples": checkpoint.samples,
-                "world_size": world_size,
-                "sha256": {
-                    entry.name: files.sha256_file(entry) for entry in sorted(temp.iterdir())
-                },
-            }
-            (temp / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+        temp = files.temp_name(path)
+        temp.mkdir()
+        return temp
+
+
+def _write(path: Path, temp: Path, tensors: Mapping[str, Tensors], group: Group) -> dict[str, str]:
+    """Write a rank's files; return their hashes."""
+    suffix = f"-{group.rank:05d}-of-{group.world_size:05d}" if group.world_size > 1 else ""
+    hashes = {}
+    with _refusing(path):
+        for stem, named in tensors.items():
+            file = temp / f"{stem}{suffix}.safetensors"
+            save_file({name: t.detach().cpu().contiguous() for name, t in named.items()}, file)
+            files.fsync_path(file)
+            hashes[file.name] = files.sha256_file(file)
+    return hashes
+
+
+def _commit(
+    run: Path,
+    path: Path,
+    temp: Path,
+    part: Checkpoint,
+    hashes: list[dict[str, str]],
+    world_size: int,
+    keep: int,
+) -> None:
+    """Make the folder that all ranks wrote to a checkpoint."""
+    with _refusing(path):
+        files.atomic_write_text(temp / STATE, json.dumps(part.state, allow_nan=False) + "\n")
+        named = {name: digest for of_rank in hashes for name, digest in of_rank.items()}
+        manifest = {
+            "format_version": FORMAT_VERSION,
+            "samples": part.samples,
+            "world_size": world_size,
+            "sha256": {**named, STATE: files.sha256_file(temp / STATE)},
+        }
+        files.atomic_write_text(temp / MANIFEST, json.dumps(manifest, indent=2) + "\n")
+        files.fsync_path(temp)
+        temp.rename(path)
+        files.fsync_path(path.parent)
         files.atomic_write_text(run / "latest", f"{path.relative_to(run)}\n")
-        _retain(folder, checkpoint.samples, keep)
+        _retain(path.parent, part.samples, keep)
+
+
+@contextlib.contextmanager
+def _refusing(path: Path) -> Iterator[None]:
+    """Turn a failed write into the user's error."""
+    try:
+        yield
     except (OSError, SafetensorError) as error:
         raise UserError(
             f"checkpoint {path} cannot be written: {error}; older checkpoints are intact: "
             "make room and give the same command again"
         ) from error
-    return path
 
 
 def load_newest(run: Path) -> Checkpoint | None:
@@ -92,23 +148,23 @@ def load_newest(run: Path) -> Checkpoint | None:
     Raises:
         UserError: checkpoints were written but none is whole.
     """
-    folder = run / "checkpoints"
-    if folder.is_dir():
-        files.remove_temporaries(folder)
+    place = run / "checkpoints"
+    if place.is_dir():
+        files.remove_temporaries(place)
     if run.is_dir():
         files.remove_temporaries(run)
-    names = _names(folder)
+    names = _names(place)
     for name in names:
         try:
-            checkpoint = read(folder / name)
+            checkpoint = read(place / name)
         except (UserError, OSError, SafetensorError) as error:
-            _log.warning("checkpoint %s is damaged and passed over: %s", folder / name, error)
+            _log.warning("checkpoint %s is damaged and passed over: %s", place / name, error)
         else:
-            _log.info("going on from %s", folder / name)
+            _log.info("going on from %s", place / name)
             return checkpoint
     if names or (run / "latest").exists():
         raise UserError(
-            f"{run} has been trained, but none of the checkpoints in {folder} is whole "
+            f"{run} has been trained, but none of the checkpoints in {place} is whole "
             f"({', '.join(names) or 'none is there'}); restore one, or give --run a new folder"
         )
     return None
@@ -135,9 +191,11 @@ def read(path: Path) -> Checkpoint:
             raise UserError(f"{member} does not have the SHA-256 of its manifest")
     if STATE not in hashes:
         raise UserError(f"{path / MANIFEST} does not name {STATE}")
-    tensors = {
-        Path(name).stem: load_file(path / name) for name in hashes if name.endswith(".safetensors")
-    }
+    tensors: dict[str, dict[str, Tensor]] = {}
+    for name in hashes:
+        if name.endswith(".safetensors"):
+            stem = Path(name).stem.partition("-")[0]
+            tensors.setdefault(stem, {}).update(load_file(path / name))
     return Checkpoint(manifest["samples"], tensors, files.read_json(path / STATE))
 
 
@@ -151,19 +209,19 @@ def _manifest(path: Path) -> dict[str, Any]:
     return manifest
 
 
-def _names(folder: Path) -> list[str]:
+def _names(place: Path) -> list[str]:
     """Return the names of the checkpoints in a folder, newest first, whole or not."""
-    if not folder.is_dir():
+    if not place.is_dir():
         return []
-    return sorted((e.name for e in folder.iterdir() if FOLDER.fullmatch(e.name)), reverse=True)
+    return sorted((e.name for e in place.iterdir() if FOLDER.fullmatch(e.name)), reverse=True)
 
 
-def _retain(folder: Path, samples: int, keep: int) -> None:
+def _retain(place: Path, samples: int, keep: int) -> None:
     """Remove all but the newest `keep`, and those beyond `samples`, which did not load."""
-    names = _names(folder)
+    names = _names(place)
     here = names.index(f"samples-{samples:09d}")
     for name in [*names[:here], *names[here + keep :]]:
-        _discard(folder / name)
+        _discard(place / name)
 
 
 def _discard(path: Path) -> None:

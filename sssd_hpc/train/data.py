@@ -1,6 +1,8 @@
 """What each step trains on, as pure functions of the seed and the count of samples seen.
 
-Nothing here keeps a position: a resumed run asks for the same batch and the same noise.
+Nothing here keeps a position: a resumed run asks for the same batch and the same noise. Nothing
+here knows how many processes there are either: the draws of sample number i are those of (seed, i),
+whoever takes it.
 """
 
 from __future__ import annotations
@@ -30,16 +32,34 @@ def batch_positions(seed: int, samples: int, count: int, num_records: int) -> np
     return np.concatenate(chosen)
 
 
-def step_generator(seed: int, samples: int) -> torch.Generator:
-    """Return the CPU generator of the step that begins after `samples` samples."""
-    state = np.random.SeedSequence([seed, _NOISE, samples]).generate_state(1, np.uint64)
+def share(count: int, pieces: int, piece: int) -> slice:
+    """Return which of `count` samples piece number `piece` of `pieces` takes, equal within one."""
+    return slice(count * piece // pieces, count * (piece + 1) // pieces)
+
+
+def draw(
+    seed: int, samples: range, shape: tuple[int, int], num_steps: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return t (n,) int64, eps (n, *shape) and a uniform number (n,) of samples by their number."""
+    t = torch.empty(len(samples), dtype=torch.int64)
+    eps, chance = torch.empty(len(samples), *shape), torch.empty(len(samples))
+    for i, number in enumerate(samples):
+        generator = sample_generator(seed, number)
+        t[i] = torch.randint(num_steps, (), generator=generator)
+        chance[i] = torch.rand((), generator=generator)
+        torch.randn(shape, generator=generator, out=eps[i])
+    return t, eps, chance
+
+
+def sample_generator(seed: int, number: int) -> torch.Generator:
+    """Return the CPU generator of sample number `number`."""
+    state = np.random.SeedSequence([seed, _NOISE, number]).generate_state(1, np.uint64)
     return torch.Generator().manual_seed(int(state[0]))
 
 
-def drop_labels(labels: Tensor, share: float, generator: torch.Generator) -> Tensor:
-    """Make all labels of a random `share` of the records unknown (-1); labels (B, K) int64."""
-    dropped = torch.rand(labels.shape[0], generator=generator) < share
-    return labels.masked_fill(dropped[:, None], -1)
+def drop_labels(labels: Tensor, chance: Tensor, share: float) -> Tensor:
+    """Make all labels (B, K) int64 of those unknown (-1) whose chance (B,) is below `share`."""
+    return labels.masked_fill((chance < share)[:, None], -1)
 
 
 @functools.lru_cache(maxsize=2)

@@ -6,7 +6,10 @@ training ramps the half-life up.
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 RAMP_UP = 0.05
@@ -22,31 +25,21 @@ def ema_decay(*, samples: int, batch: int, half_life: float) -> float:
 
 
 class MovingAverage:
-    """Averages of a model's parameters, by name; buffers are constants and are not averaged."""
+    """Averages of some tensors that change in place, by name.
 
-    def __init__(self, model: nn.Module) -> None:
-        self._model = model
-        self.weights: dict[str, Tensor] = {
-            name: parameter.detach().clone() for name, parameter in model.named_parameters()
-        }
+    Args:
+        start: where the averages begin.
+    """
 
-    def update(self, *, samples: int, batch: int, half_life: float) -> None:
-        """Move the average towards the weights reached after `samples` samples."""
-        decay = ema_decay(samples=samples, batch=batch, half_life=half_life)
-        current = [parameter.detach() for parameter in self._model.parameters()]
-        get_ema_multi_avg_fn(decay)(list(self.weights.values()), current, 0)
+    def __init__(self, start: Mapping[str, Tensor]) -> None:
+        self.weights = {name: tensor.detach().clone() for name, tensor in start.items()}
 
-    def load(self, weights: dict[str, Tensor]) -> None:
-        """Take the averages from a checkpoint.
-
-        Raises:
-            KeyError: they are not this model's.
-        """
-        for name, average in self.weights.items():
-            if weights[name].shape != average.shape:
-                raise KeyError(f"{name} of shape {tuple(weights[name].shape)}")
-            average.copy_(weights[name])
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """Return the model's state with averaged parameters."""
-        return {**self._model.state_dict(), **self.weights}
+    @torch.no_grad()
+    def update(
+        self, current: Callable[[str], Tensor], *, samples: int, batch: int, half_life: float
+    ) -> None:
+        """Move the averages towards `current(name)`, reached after `samples` samples."""
+        if self.weights:
+            decay = ema_decay(samples=samples, batch=batch, half_life=half_life)
+            values = [current(name) for name in self.weights]
+            get_ema_multi_avg_fn(decay)(list(self.weights.values()), values, 0)

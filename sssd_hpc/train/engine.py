@@ -1,9 +1,9 @@
-"""The only file that imports DeepSpeed: process group, engine, backward and optimizer step.
+"""The only file that imports DeepSpeed: engine, backward, optimizer step, and what ZeRO spreads.
 
-One process takes the same path as many would: this file finds or makes the rendezvous variables,
-initialises the process group (gloo on a CPU, nccl on a GPU) and takes it down again. It refuses
-half-set variables, complex parameters (DeepSpeed drops imaginary parts) and, for now, more than one
-process. Checkpoints are not DeepSpeed's but ours: see checkpoint.py.
+It gives and takes weights and moments as whole float32 tensors by name, whatever ZeRO stage and
+number of processes spread them: checkpoints are ours (checkpoint.py), and any of them can be gone
+on from with any other stage and number. It refuses complex parameters, whose imaginary parts
+DeepSpeed would drop.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import io
 import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,53 +22,173 @@ from torch import Tensor, nn
 
 from sssd_hpc.config import TrainConfig
 from sssd_hpc.errors import UserError
+from sssd_hpc.train import ranks
+from sssd_hpc.train.ranks import Group, Ranks
 
 _log = logging.getLogger(__name__)
 
-RENDEZVOUS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+MOMENTS = ("exp_avg", "exp_avg_sq")
+# Where DeepSpeed keeps this rank's share of the weights, flat, at stages 1 and 2 and at stage 3.
+SHARES = {
+    1: "single_partition_of_fp32_groups",
+    2: "single_partition_of_fp32_groups",
+    3: "fp32_partitioned_groups_flat",
+}
 
 
 class Engine:
-    """A model in DeepSpeed's hands: call it as a denoiser, then `step` on the loss."""
+    """A model in DeepSpeed's hands: call it as a denoiser, then `backward`, then `step`."""
 
-    def __init__(self, wrapped: Any, device: torch.device, world_size: int) -> None:
-        self._wrapped = wrapped
+    def __init__(self, wrapped: Any, stage: int, device: torch.device) -> None:
+        self._wrapped, self._stage = wrapped, stage
         self.device = device
-        self.world_size = world_size
+        self._parameters: dict[str, nn.Parameter] = dict(wrapped.module.named_parameters())
+        # DeepSpeed's own view of the optimizer where ZeRO flattens it; ours at stage 0.
+        self._zero = wrapped.optimizer if stage else None
+        self._optimizer = wrapped.optimizer.optimizer if stage else wrapped.basic_optimizer
 
     def __call__(self, x_t: Tensor, t: Tensor, labels: Tensor) -> Tensor:
         """Return the model's float32 output, under autocast where the config asks for it."""
         eps_hat: Tensor = self._wrapped(x_t, t, labels)
         return eps_hat.float()
 
-    def backward(self, loss: Tensor) -> float:
-        """Compute gradients; return their total norm before any clipping."""
+    def backward(self, loss: Tensor) -> None:
+        """Compute gradients, averaged over the processes and pieces of a batch."""
         self._wrapped.backward(loss)
-        gradients = [p.grad for p in self._wrapped.module.parameters() if p.grad is not None]
-        return float(nn.utils.get_total_norm(gradients))
 
-    def step(self) -> None:
-        """Clip if configured, update the parameters, clear the gradients."""
+    def step(self, learning_rate: float) -> float | None:
+        """Count a piece; after a batch's last, clip, update, clear; return the gradients' norm.
+
+        The norm is that before clipping; None while the batch has more pieces.
+        """
+        last = self._wrapped.is_gradient_accumulation_boundary()
+        norm = None
+        if last:
+            for group in self._optimizer.param_groups:
+                group["lr"] = learning_rate
+            if self._stage == 0:
+                gradients = [p.grad for p in self._parameters.values() if p.grad is not None]
+                norm = float(nn.utils.get_total_norm(gradients))
         self._wrapped.step()
+        if last and self._stage:
+            norm = float(self._wrapped.get_global_grad_norm())
+        return norm
+
+    def size(self, name: str) -> int:
+        """Return the number of elements of a whole parameter."""
+        parameter: Any = self._parameters[name]
+        return int(parameter.ds_numel if self._stage == 3 else parameter.numel())
+
+    def parameter(self, name: str) -> Tensor:
+        """Return a whole parameter, detached; every rank must ask."""
+        parameter = self._parameters[name]
+        if self._stage == 3:
+            from deepspeed.utils import safe_get_full_fp32_param
+
+            whole: Tensor = safe_get_full_fp32_param(parameter)
+            return whole
+        return parameter.detach()
+
+    def local(self, name: str) -> Tensor:
+        """Return the part of a parameter that this rank updates from: a shard at stage 3."""
+        parameter: Any = self._parameters[name]
+        shard: Tensor = parameter.ds_tensor if self._stage == 3 else parameter
+        return shard.detach()
+
+    def join(self, name: str, shard: Tensor) -> Tensor:
+        """Return the whole of what is spread as `local` is; every rank must ask."""
+        if self._stage != 3:
+            return shard
+        parameter: Any = self._parameters[name]
+        whole = shard.new_empty(torch.distributed.get_world_size() * shard.numel())
+        torch.distributed.all_gather_into_tensor(whole, shard.contiguous())
+        joined: Tensor = whole[: parameter.ds_numel].reshape(parameter.ds_shape)
+        return joined
+
+    def split(self, name: str, whole: Tensor) -> Tensor:
+        """Return this rank's part, as `local`, of a whole tensor."""
+        if self._stage != 3:
+            return whole
+        return (
+            self._padded(name, whole)
+            .chunk(torch.distributed.get_world_size())[torch.distributed.get_rank()]
+            .clone()
+        )
+
+    def _padded(self, name: str, whole: Tensor) -> Tensor:
+        """Return a tensor flat, filled up so that all ranks' shards are equally long."""
+        parameter: Any = self._parameters[name]
+        size = parameter.ds_tensor.numel() * torch.distributed.get_world_size()
+        return nn.functional.pad(whole.flatten(), (0, size - whole.numel()))
+
+    def moments(self, name: str) -> dict[str, Tensor]:
+        """Return AdamW's whole moments of a parameter and its step, {} before the first step.
+
+        Every rank must ask.
+        """
+        parameter = self._parameters[name]
+        if self._zero is None:
+            state = self._optimizer.state.get(parameter, {})
+            return {key: state[key] for key in ("step", *MOMENTS) if key in state}
+        if not self._optimizer.state:
+            return {}
+        from deepspeed.utils import safe_get_full_optimizer_state
+
+        step = max(float(state["step"]) for state in self._optimizer.state.values())
+        whole = {key: safe_get_full_optimizer_state(parameter, key) for key in MOMENTS}
+        return {"step": torch.tensor(step), **whole}
+
+    def restore_moments(self, moments: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Take AdamW's moments of every parameter, by name, as `moments` returns them."""
+        if self._zero is None:
+            for name, state in moments.items():
+                parameter = self._parameters[name]
+                # AdamW keeps its step counter on the CPU.
+                self._optimizer.state[parameter] = {
+                    key: tensor.clone() if key == "step" else tensor.to(self.device)
+                    for key, tensor in state.items()
+                }
+            return
+        from deepspeed.utils import safe_set_full_optimizer_state, safe_set_local_optimizer_state
+
+        step = next(iter(moments.values()))["step"]
+        for flat in getattr(self._zero, SHARES[self._stage]):
+            zeros = {key: torch.zeros_like(flat) for key in MOMENTS}
+            self._optimizer.state[flat] = {"step": step.clone(), **zeros}
+        if self._stage < 3:
+            self._zero._lazy_init_hp_params_optimizer_state()
+        for name, state in moments.items():
+            for key in MOMENTS:
+                parameter, whole = self._parameters[name], state[key].to(self.device)
+                if self._stage == 3:
+                    # Its function for whole tensors fails where shards are padded.
+                    shard = self.split(name, whole)
+                    safe_set_local_optimizer_state(parameter, shard, key)
+                else:
+                    safe_set_full_optimizer_state(parameter, whole, key)
 
 
 def deepspeed_config(train: TrainConfig, world_size: int) -> dict[str, Any]:
     """Derive the DeepSpeed configuration: a pure function, the only source of that dictionary.
 
-    Raises:
-        UserError: the batch cannot be shared equally.
+    Batches are ours: a share of a batch need not be equal on all processes. DeepSpeed hears of a
+    size that is, which it only counts with.
     """
-    if train.batch_size % world_size:
-        raise UserError(
-            f"train.batch_size is {train.batch_size}; it must be a multiple of the "
-            f"{world_size} processes"
-        )
+    share = -(-train.batch_size // (world_size * train.accumulation_steps))
+    zero: dict[str, Any] = {"stage": train.zero_stage}
+    if train.zero_stage:
+        # Sums in the order of the parameters, not of whichever gradient came first.
+        zero |= {"overlap_comm": False, "contiguous_gradients": True}
+    if train.zero_stage == 3:
+        # The network is small beside its activations: gather whole blocks, keep nothing whole.
+        zero |= {"stage3_param_persistence_threshold": 0}
     return {
-        "train_batch_size": train.batch_size,
-        "train_micro_batch_size_per_gpu": train.batch_size // world_size,
-        "gradient_accumulation_steps": 1,
+        "train_batch_size": share * world_size * train.accumulation_steps,
+        "train_micro_batch_size_per_gpu": share,
+        "gradient_accumulation_steps": train.accumulation_steps,
         "gradient_clipping": train.grad_clip,
-        "zero_optimization": {"stage": 0},
+        "zero_optimization": zero,
+        "zero_allow_untested_optimizer": True,
         # Weights stay float32; the kernels and FFTs opt out of autocast themselves.
         "torch_autocast": {"enabled": train.precision == "bf16", "dtype": "bfloat16"},
         "steps_per_print": sys.maxsize,
@@ -77,27 +197,26 @@ def deepspeed_config(train: TrainConfig, world_size: int) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def open_engine(
-    model: nn.Module, optimizer: torch.optim.Optimizer, train: TrainConfig
+    model: nn.Module, optimizer: torch.optim.Optimizer, train: TrainConfig, group: Group
 ) -> Iterator[Engine]:
-    """Yield `model` and `optimizer` as an `Engine`; the process group ends with the block.
+    """Yield `model` and `optimizer` as an `Engine` of the group's processes.
 
     Raises:
-        UserError: complex parameters, half-set rendezvous variables, several processes, or no
-            compiler for DeepSpeed's operation.
+        UserError: complex parameters, or no compiler for DeepSpeed's operation.
     """
     refuse_complex(model)
-    with _matmul_precision(train.precision), process_group() as (device, world_size):
+    with _matmul_precision(train.precision), _communication() as device:
         with _quiet():
             import deepspeed
 
             wrapped, *_ = deepspeed.initialize(
                 model=model.to(device),
                 optimizer=optimizer,
-                config=deepspeed_config(train, world_size),
+                config=deepspeed_config(train, group.world_size),
                 dist_init_required=False,
             )
         try:
-            yield Engine(wrapped, device, world_size)
+            yield Engine(wrapped, train.zero_stage, device)
         finally:
             wrapped.destroy()
 
@@ -135,57 +254,59 @@ def device_here() -> torch.device:
 
 
 @contextlib.contextmanager
-def process_group() -> Iterator[tuple[torch.device, int]]:
-    """Yield (device, world size) with torch's process group up, by way of DeepSpeed.
+def processes(timeout_s: float) -> Iterator[Group]:
+    """Yield the group of the processes that train this run, found by `ranks.discover`.
+
+    Raises:
+        UserError: half-set variables, or ranks that do not find each other.
+    """
+    found = ranks.discover(os.environ)
+    with _environment(found):
+        device = device_here()
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        with ranks.open_group(found, backend, timeout_s) as group:
+            yield group
+
+
+@contextlib.contextmanager
+def _communication() -> Iterator[torch.device]:
+    """Yield the device with DeepSpeed's communication up; a process group that is there is adopted.
 
     Raises:
         UserError: see `open_engine`.
     """
-    with _environment():
-        device, world_size = device_here(), int(os.environ["WORLD_SIZE"])
-        if device.type == "cuda":
-            torch.cuda.set_device(device)
-        else:
-            _announce_build()
-        with _quiet():
-            import deepspeed
+    device, ours = device_here(), not torch.distributed.is_initialized()
+    if device.type == "cpu":
+        _announce_build()
+    with _quiet():
+        import deepspeed
 
-            try:
-                deepspeed.init_distributed("nccl" if device.type == "cuda" else "gloo")
-            except (RuntimeError, OSError) as error:
-                raise UserError(
-                    "DeepSpeed's process group does not start; its CPU operation needs g++ and "
-                    f"ninja to be built: {' '.join(str(error).split())[-300:]}"
-                ) from error
         try:
-            yield device, world_size
-        finally:
+            deepspeed.init_distributed("nccl" if device.type == "cuda" else "gloo")
+        except (RuntimeError, OSError) as error:
+            raise UserError(
+                "DeepSpeed's process group does not start; its CPU operation needs g++ and "
+                f"ninja to be built: {' '.join(str(error).split())[-300:]}"
+            ) from error
+    try:
+        yield device
+    finally:
+        if ours:
             deepspeed.comm.destroy_process_group()
 
 
 def prebuild() -> None:
     """Build what DeepSpeed compiles at first use, so that training starts at once."""
-    with process_group():
+    with processes(timeout_s=60), _communication():
         pass
 
 
 @contextlib.contextmanager
-def _environment() -> Iterator[None]:
+def _environment(found: Ranks) -> Iterator[None]:
     """Complete the environment for the start of DeepSpeed and put it back afterwards."""
-    given = [name for name in RENDEZVOUS if name in os.environ]
-    missing = [name for name in RENDEZVOUS if name not in os.environ]
-    if given and missing:
-        raise UserError(
-            f"of the rendezvous variables {', '.join(given)} are set but {', '.join(missing)} "
-            "are not; set all (torchrun does) or none (one process)"
-        )
-    if os.environ.get("WORLD_SIZE", "1") != "1":
-        raise UserError(
-            f"WORLD_SIZE is {os.environ['WORLD_SIZE']}; this version trains with one process: "
-            "start it once, without torchrun"
-        )
-    # Port 0: the store takes any free port, without a race.
-    wanted = dict(zip(RENDEZVOUS, ("0", "1", "0", "127.0.0.1", "0"), strict=True))
+    wanted = found.environment()
     if not torch.cuda.is_available():
         wanted["DS_ACCELERATOR"] = "cpu"
     if sys.prefix != sys.base_prefix and os.access(sys.prefix, os.W_OK):

@@ -1,12 +1,14 @@
 """Train a model on a store, or go on where a run stopped: the same call does both.
 
 Progress is counted in samples seen. All that a step does is decided by the configuration, the store
-and that count, so that a resumed run equals an uninterrupted one. What a run may be resumed with is
-checked in `resume.py`.
+and that count, so that a resumed run equals an uninterrupted one, and a run on several processes
+one on a single process but for the order of sums. All ranks go through this file in step; rank 0
+alone writes what is not spread. What a run may be resumed with is checked in `resume.py`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import time
@@ -28,12 +30,13 @@ from sssd_hpc.progress import Progress
 from sssd_hpc.train import checkpoint as checkpoints
 from sssd_hpc.train import metrics, resume
 from sssd_hpc.train.build import build_model, model_arguments, model_leads, schedule_arguments
-from sssd_hpc.train.data import batch_positions, drop_labels, step_generator
+from sssd_hpc.train.checkpoint import Checkpoint
+from sssd_hpc.train.data import batch_positions, draw, drop_labels, share
 from sssd_hpc.train.describe import describe
-from sssd_hpc.train.ema import MovingAverage
-from sssd_hpc.train.engine import Engine, device_here, open_engine
+from sssd_hpc.train.engine import Engine, device_here, open_engine, processes
+from sssd_hpc.train.ranks import Group
 from sssd_hpc.train.signals import StopFlag
-from sssd_hpc.train.state import Tally, TrainState
+from sssd_hpc.train.state import Tally, TrainState, load_weights
 
 __all__ = ["describe", "train"]
 
@@ -50,24 +53,43 @@ def train(config: Config, store: Store, run: Path) -> None:
     Raises:
         UserError: the run was begun with other settings or data, its checkpoints are damaged, the
             loss is not finite, or the disk is full. The last good checkpoint is intact.
-        Interrupted: SIGINT, SIGTERM or SIGUSR1 came; the step was finished and saved.
+        Interrupted: SIGINT, SIGTERM, SIGUSR1 or SIGUSR2 came to a rank; the step was finished and
+            saved.
     """
-    with resume.sole_owner(run), StopFlag() as stop:
-        found = checkpoints.load_newest(run)
-        resume.check(config, store, run, found)
-        total = config.train.samples
-        if found and found.samples >= total and resume.exported_samples(run) == found.samples:
-            _log.info("%s: nothing to do, %d samples were seen", run, found.samples)
+    with (
+        processes(config.train.timeout_s) as group,
+        contextlib.ExitStack() as owned,
+        StopFlag() as stop,
+    ):
+        kept: list[Checkpoint | None] = [None]
+
+        def begin() -> tuple[int | None, bool]:
+            owned.enter_context(resume.sole_owner(run))
+            found = kept[0] = checkpoints.load_newest(run)
+            resume.check(config, store, run, found)
+            if not found:
+                return None, False
+            exported = resume.exported_samples(run) == found.samples
+            return found.samples, found.samples >= config.train.samples and exported
+
+        samples, done = group.first(begin)
+        if done:
+            _log.info("%s: nothing to do, %d samples were seen", run, samples)
             return
-        trainer = Trainer(config, store, run)
-        files.atomic_write_text(run / "config.yaml", configs.dump(config))
-        if found:
-            trainer.state.restore(found)
-        trainer.go_on(stop)
-        if stop.name and trainer.state.samples < total:
+
+        def follow() -> None:
+            if group.rank and samples is not None:
+                kept[0] = checkpoints.read(checkpoints.folder(run, samples))
+
+        group.everywhere(follow)
+        trainer = Trainer(config, store, run, group, kept.pop())
+        if group.rank == 0:
+            files.atomic_write_text(run / "config.yaml", configs.dump(config))
+        samples = trainer.go_on(stop)
+        name = next(filter(None, group.gather(stop.name)), None)
+        if name and samples < config.train.samples:
             raise Interrupted(
-                f"{stop.name} came after {trainer.state.samples} samples, saved in {run}; "
-                "the same command goes on"
+                f"{name} came after {samples} samples, saved in {run}; the same command goes on"
             )
 
 
@@ -89,8 +111,10 @@ def learning_rate(train: TrainConfig, samples: int) -> float:
 class Trainer:
     """One run's model, data and settings together; `go_on` is the loop."""
 
-    def __init__(self, config: Config, store: Store, run: Path) -> None:
-        self.config, self.store, self.run = config, store, run
+    def __init__(
+        self, config: Config, store: Store, run: Path, group: Group, found: Checkpoint | None
+    ) -> None:
+        self.config, self.store, self.run, self.group = config, store, run, group
         self.leads = model_leads(config)
         self.records = store.indices(configs.parse_folds(config.train.folds))
         if not len(self.records):
@@ -98,103 +122,153 @@ class Trainer:
                 f"train.folds is {config.train.folds!r}, but {store.path} has no record in them"
             )
         device = device_here()
-        model = build_model(config, store).to(device)
-        optimizer = torch.optim.AdamW(model.parameters(), weight_decay=config.train.weight_decay)
+        self.model = build_model(config, store).to(device)
+        if found:
+            load_weights(self.model, found)
+        self.found = found
         self.schedule = NoiseSchedule.linear(**schedule_arguments(config)).to(device)
-        self.state = TrainState(model, optimizer, MovingAverage(model))
 
-    def go_on(self, stop: StopFlag) -> None:
-        """Step until the configured count of samples or a signal, logging and saving."""
-        train, state = self.config.train, self.state
-        saved = state.samples
-        metrics.truncate(self.run / "metrics.jsonl", saved)
-        with (
-            open_engine(state.model, state.optimizer, train) as engine,
-            Progress("train", total=train.samples, unit="samples", done=saved) as progress,
-        ):
+    def go_on(self, stop: StopFlag) -> int:
+        """Step until the configured count of samples or a signal, logging and saving.
+
+        Returns the count that was reached, and saved.
+        """
+        train, model = self.config.train, self.model
+        parameters = {name for name, _ in model.named_parameters()}
+        buffers = [name for name in model.state_dict() if name not in parameters]
+        optimizer = torch.optim.AdamW(model.parameters(), weight_decay=train.weight_decay)
+        with open_engine(model, optimizer, train, self.group) as engine:
+            state = TrainState(model, buffers, engine, self.group, every=train.zero_stage == 3)
+            if self.found:
+                state.restore(self.found)
+            self._loop(state, stop)
+            return state.samples
+
+    def _loop(self, state: TrainState, stop: StopFlag) -> None:
+        train, saved = self.config.train, state.samples
+        if self.group.rank == 0:
+            metrics.truncate(self.run / "metrics.jsonl", saved)
+        shown = Progress("train", total=train.samples, unit="samples", done=saved)
+        with shown if self.group.rank == 0 else contextlib.nullcontext() as progress:
             since = (time.monotonic(), saved)
-            while state.samples < train.samples and stop.name is None:
+            stopping = False
+            while state.samples < train.samples and not stopping:
                 before = state.samples
-                loss = self._step(engine)
-                progress.advance(state.samples - before, loss=loss)
+                loss, stopping = self._step(state, stop)
+                if progress:
+                    progress.advance(state.samples - before, loss=loss)
                 if _crossed(train.log_every, before, state) or state.samples == train.samples:
-                    since = self._log_line(since)
+                    since = self._log_line(state, since)
                 if _crossed(train.checkpoint_every, before, state):
-                    self._save(engine.world_size)
+                    self._save(state)
                     saved = state.samples
             if state.samples > saved:
-                self._save(engine.world_size)
-            elif saved and resume.exported_samples(self.run) != saved:
-                self._export()
+                self._save(state)
+            elif self.found and resume.exported_samples(self.run) != saved:
+                self._export(self.found)
 
-    def _step(self, engine: Engine) -> float:
-        """Take one optimizer step; return its loss."""
-        train, state = self.config.train, self.state
+    def _step(self, state: TrainState, stop: StopFlag) -> tuple[float, bool]:
+        """Take one optimizer step; return its loss, and whether a signal came to any rank."""
+        train, group, engine = self.config.train, self.group, state.engine
         count = min(train.batch_size, train.samples - state.samples)
-        generator = step_generator(train.seed, state.samples)
-        x0, labels = self._batch(count, generator)
-        x0, labels = x0.to(engine.device), labels.to(engine.device)
-        loss = LOSSES[self.config.diffusion.prediction](
-            engine, x0, labels, self.schedule, generator
-        )
-        value = self._finite("loss", loss.item())
-        norm = self._finite("gradient norm", engine.backward(loss))
-        for group in state.optimizer.param_groups:
-            group["lr"] = learning_rate(train, state.samples)
-        engine.step()
+        mine = range(state.samples, state.samples + count)[
+            share(count, group.world_size, group.rank)
+        ]
+        state.rate = learning_rate(train, state.samples)
+        sum_of_losses, norm, stopping = 0.0, None, False
+        for piece in range(train.accumulation_steps):
+            numbers = mine[share(len(mine), train.accumulation_steps, piece)]
+            loss = self._loss(engine, numbers or range(state.samples, state.samples + 1))
+            sum_of_losses += len(numbers) * float(loss.detach())
+            if piece == train.accumulation_steps - 1:
+                total, signals = group.total([sum_of_losses, bool(stop.name)], engine.device)
+                value, stopping = total / count, signals > 0
+                if not math.isfinite(value):
+                    self._skip(state, value, count)
+                    return value, stopping
+            # DeepSpeed divides by ranks and pieces; a rank without a record left adds nothing.
+            engine.backward(
+                loss * (len(numbers) * group.world_size * train.accumulation_steps / count)
+            )
+            norm = engine.step(state.rate)
+        assert norm is not None
+        self._finite(state, "gradient norm", norm)
+        state.bad = 0
         state.samples += count
         state.average.update(
-            samples=state.samples, batch=count, half_life=train.ema_half_life_samples
+            engine.local,
+            samples=state.samples,
+            batch=count,
+            half_life=train.ema_half_life_samples,
         )
         state.tally.add(value, norm)
-        return value
+        return value, stopping
 
-    def _batch(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Return the next records: signals (count, leads, L) in model units, labels (count, K)."""
-        train = self.config.train
-        places = batch_positions(train.seed, self.state.samples, count, len(self.records))
+    def _loss(self, engine: Engine, numbers: range) -> Tensor:
+        """Return the mean loss of the samples of these numbers."""
+        config, train = self.config, self.config.train
+        places = batch_positions(train.seed, numbers.start, len(numbers), len(self.records))
         records = self.records[places]
-        x0 = torch.from_numpy(self.store.signals_mv(records, self.leads))
+        x0 = (
+            torch.from_numpy(self.store.signals_mv(records, self.leads)) / config.diffusion.scale_mv
+        )
         labels = torch.from_numpy(self.store.labels_of(records))
-        if self.config.model.label_embedding == "nle":
-            labels = drop_labels(labels, train.label_dropout, generator)
-        return x0 / self.config.diffusion.scale_mv, labels
+        shape, num_steps = (x0.shape[1], x0.shape[2]), self.config.diffusion.num_steps
+        t, eps, chance = draw(train.seed, numbers, shape, num_steps)
+        if config.model.label_embedding == "nle":
+            labels = drop_labels(labels, chance, train.label_dropout)
+        x0, labels, t, eps = (x.to(engine.device) for x in (x0, labels, t, eps))
+        loss = LOSSES[config.diffusion.prediction]
+        return loss(engine, x0, labels, self.schedule, drawn=(t, eps))
 
-    def _finite(self, name: str, value: float) -> float:
+    def _skip(self, state: TrainState, value: float, count: int) -> None:
+        """Pass over a step whose loss is not finite, as often as the configuration allows."""
+        if state.bad >= self.config.train.bad_steps:
+            self._finite(state, "loss", value)
+        state.bad += 1
+        state.samples += count
+        state.tally.skipped += 1
+        if self.group.rank == 0:
+            _log.warning("the loss is %s at %d samples: step skipped", value, state.samples)
+
+    def _finite(self, state: TrainState, name: str, value: float) -> None:
         if not math.isfinite(value):
             raise UserError(
-                f"the {name} is {value} after {self.state.samples} samples: training diverged; "
+                f"the {name} is {value} after {state.samples} samples: training diverged; "
                 "lower train.learning_rate or set train.grad_clip in a new --run "
                 f"(the checkpoints in {self.run} are intact)"
             )
-        return value
 
-    def _log_line(self, since: tuple[float, int]) -> tuple[float, int]:
+    def _log_line(self, state: TrainState, since: tuple[float, int]) -> tuple[float, int]:
         """Add a line of means since the last one; return the time and count of this one."""
-        state, (then, samples) = self.state, since
+        then, samples = since
         now = time.monotonic()
         tally, state.tally = state.tally, Tally()
         row = {
             "samples": state.samples,
-            "loss": tally.loss / tally.steps,
-            "grad_norm": tally.grad_norm / tally.steps,
-            "lr": state.optimizer.param_groups[0]["lr"],
+            "loss": tally.loss / max(tally.steps, 1),
+            "grad_norm": tally.grad_norm / max(tally.steps, 1),
+            "lr": state.rate,
             "samples_per_s": round((state.samples - samples) / max(now - then, 1e-9), 2),
         }
-        metrics.append(self.run / "metrics.jsonl", row)
+        if tally.skipped:
+            row["skipped"] = tally.skipped
+        if self.group.rank == 0:
+            metrics.append(self.run / "metrics.jsonl", row)
         return now, state.samples
 
-    def _save(self, world_size: int) -> None:
+    def _save(self, state: TrainState) -> None:
         """Write a checkpoint, then the export of the same weights."""
-        checkpoints.save(
-            self.run,
-            self.state.capture(resume.data_facts(self.store)),
-            world_size=world_size,
-            keep=self.config.train.keep_checkpoints,
-        )
-        self._export()
+        part = state.capture(resume.data_facts(self.store))
+        keep = self.config.train.keep_checkpoints
+        path = checkpoints.save(self.run, part, group=self.group, keep=keep)
+        if self.group.rank == 0:
+            # Several ranks' parts are whole in the folder alone.
+            self._export(part if self.group.world_size == 1 else checkpoints.read(path))
 
-    def _export(self) -> None:
+    def _export(self, whole: Checkpoint) -> None:
+        if self.group.rank:
+            return
         metadata: dict[str, Any] = {
             "leads": list(self.leads),
             "labels": list(self.store.label_names),
@@ -204,15 +278,15 @@ class Trainer:
             "prediction": self.config.diffusion.prediction,
             "scale_mv": self.config.diffusion.scale_mv,
             "label_dropout": self.config.train.label_dropout,
-            "samples_seen": self.state.samples,
+            "samples_seen": whole.samples,
         }
         path = self.run / "export" / "model.safetensors"
         try:
             save_export(
                 path,
                 model_config=model_arguments(self.config, self.store),
-                raw=self.state.model.state_dict(),
-                ema=self.state.average.state_dict(),
+                raw=whole.tensors["model"],
+                ema={**whole.tensors["model"], **whole.tensors["ema"]},
                 metadata=metadata,
             )
         except (OSError, SafetensorError) as error:

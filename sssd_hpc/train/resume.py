@@ -18,13 +18,18 @@ from sssd_hpc.errors import UserError
 from sssd_hpc.model.export import METADATA_KEY
 from sssd_hpc.train.checkpoint import Checkpoint
 
-# How long, how often and in what memory, not what: these may change when a run goes on.
+# How long, how often, in what memory and on how many machines, not what: these may change when a
+# run goes on.
 CHANGEABLE = (
     "train.samples",
     "train.checkpoint_every",
     "train.keep_checkpoints",
     "train.log_every",
     "train.activation_checkpointing",
+    "train.zero_stage",
+    "train.accumulation_steps",
+    "train.bad_steps",
+    "train.timeout_s",
 )
 
 

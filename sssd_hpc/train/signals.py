@@ -9,11 +9,11 @@ from types import FrameType, TracebackType
 
 _log = logging.getLogger(__name__)
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 
 class StopFlag:
-    """Inside the `with` block, note SIGINT, SIGTERM and SIGUSR1 instead of dying of them.
+    """Inside the `with` block, note SIGINT, SIGTERM, SIGUSR1 and SIGUSR2 instead of dying of them.
 
     `name` is the first signal's name, or None. A second Ctrl-C interrupts at once.
     """

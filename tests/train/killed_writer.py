@@ -24,6 +24,7 @@ import torch
 
 from sssd_hpc.train import checkpoint, engine, loop
 from sssd_hpc.train.checkpoint import Checkpoint, load_newest
+from sssd_hpc.train.ranks import Group
 
 WATCHED = ("open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "half-written")
 
@@ -80,7 +81,7 @@ def killed_saves(run: Path) -> list[int]:
 
     def save(samples: int) -> None:
         tensors = {"model": {"w": torch.full((50,), float(samples))}}
-        checkpoint.save(run, Checkpoint(samples, tensors, {}), world_size=1, keep=2)
+        checkpoint.save(run, Checkpoint(samples, tensors, {}), group=Group(), keep=2)
 
     found = []
     lived = None

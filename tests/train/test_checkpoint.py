@@ -12,6 +12,7 @@ import torch
 
 from sssd_hpc.errors import UserError
 from sssd_hpc.train.checkpoint import Checkpoint, load_newest, read, save
+from sssd_hpc.train.ranks import Group
 
 
 def make(samples: int) -> Checkpoint:
@@ -26,7 +27,7 @@ def make(samples: int) -> Checkpoint:
 
 def save_all(run: Path, *counts: int, keep: int = 9) -> None:
     for samples in counts:
-        save(run, make(samples), world_size=1, keep=keep)
+        save(run, make(samples), group=Group(), keep=keep)
 
 
 def folder(run: Path, samples: int) -> Path:
@@ -56,10 +57,10 @@ def test_a_checkpoint_comes_back_as_it_was_saved(tmp_path: Path) -> None:
 
 
 def test_the_manifest_says_what_the_contract_says(tmp_path: Path) -> None:
-    save(tmp_path, make(8), world_size=2, keep=1)
+    save(tmp_path, make(8), group=Group(), keep=1)
     manifest = json.loads((folder(tmp_path, 8) / "MANIFEST.json").read_text())
     assert manifest["samples"] == 8
-    assert manifest["world_size"] == 2
+    assert manifest["world_size"] == 1
     assert set(manifest["sha256"]) == {"model.safetensors", "ema.safetensors", "state.json"}
     assert (tmp_path / "latest").read_text() == "checkpoints/samples-000000008\n"
 

@@ -14,6 +14,7 @@ from sssd_hpc.config import TrainConfig
 from sssd_hpc.errors import UserError
 from sssd_hpc.train import engine
 from sssd_hpc.train.engine import deepspeed_config, open_engine, refuse_complex
+from sssd_hpc.train.ranks import Group
 
 ROOT = Path(__file__).parents[2]
 
@@ -34,10 +35,10 @@ def one_step(train: TrainConfig) -> tuple[Toy, float]:
     model = Toy()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
     x_t, t = torch.ones(4, 2, 10), torch.zeros(4, dtype=torch.int64)
-    with open_engine(model, optimizer, train) as opened:
-        loss = 100 * opened(x_t, t, t[:, None]).square().mean()
-        norm = opened.backward(loss)
-        opened.step()
+    with engine.processes(60) as group, open_engine(model, optimizer, train, group) as opened:
+        opened.backward(100 * opened(x_t, t, t[:, None]).square().mean())
+        norm = opened.step(0.5)
+    assert norm is not None
     return model, norm
 
 
@@ -55,15 +56,19 @@ def test_the_deepspeed_configuration_is_this() -> None:
         "gradient_accumulation_steps": 1,
         "gradient_clipping": 0.5,
         "zero_optimization": {"stage": 0},
+        "zero_allow_untested_optimizer": True,
         "torch_autocast": {"enabled": True, "dtype": "bfloat16"},
         "steps_per_print": sys.maxsize,
     }
     assert not deepspeed_config(TrainConfig(), 1)["torch_autocast"]["enabled"]
 
 
-def test_a_batch_that_cannot_be_shared_equally_is_refused() -> None:
-    with pytest.raises(UserError, match="multiple of the 3 processes"):
-        deepspeed_config(TrainConfig(batch_size=8), 3)
+def test_deepspeed_counts_shares_that_are_rounded_up() -> None:
+    config = deepspeed_config(TrainConfig(batch_size=8, accumulation_steps=2, zero_stage=2), 3)
+    assert config["train_batch_size"] == 12
+    assert config["train_micro_batch_size_per_gpu"] == 2
+    assert config["gradient_accumulation_steps"] == 2
+    assert config["zero_optimization"]["stage"] == 2
 
 
 def test_a_step_through_deepspeed_is_the_optimizers_step() -> None:
@@ -82,7 +87,8 @@ def test_bf16_keeps_float32_weights_and_output() -> None:
     model = Toy()
     optimizer = torch.optim.AdamW(model.parameters())
     x_t = torch.ones(1, 2, 10)
-    with open_engine(model, optimizer, TrainConfig(batch_size=1, precision="bf16")) as opened:
+    train = TrainConfig(batch_size=1, precision="bf16")
+    with engine.processes(60) as group, open_engine(model, optimizer, train, group) as opened:
         y = opened(x_t, torch.zeros(1), torch.zeros(1))
     assert {p.dtype for p in model.parameters()} == {torch.float32}
     assert y.dtype == torch.float32
@@ -98,7 +104,7 @@ def test_complex_parameters_are_refused_by_name() -> None:
         refuse_complex(model)
     with (
         pytest.raises(UserError, match="kernel"),
-        open_engine(model, torch.optim.SGD(Toy().parameters(), lr=1.0), TrainConfig()),
+        open_engine(model, torch.optim.SGD(Toy().parameters(), lr=1.0), TrainConfig(), Group()),
     ):
         pass
 
@@ -111,7 +117,13 @@ def test_the_environment_and_the_process_group_are_left_as_they_were() -> None:
 
 
 def test_the_process_group_ends_after_an_error_too() -> None:
-    with pytest.raises(ZeroDivisionError), engine.process_group():
+    model = Toy()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    with (
+        pytest.raises(ZeroDivisionError),
+        engine.processes(60) as group,
+        open_engine(model, optimizer, TrainConfig(), group),
+    ):
         raise ZeroDivisionError
     assert not torch.distributed.is_initialized()
 
@@ -120,23 +132,8 @@ def test_half_set_rendezvous_variables_are_refused(monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "1")
     expected = "RANK, WORLD_SIZE are set but LOCAL_RANK, MASTER_ADDR, MASTER_PORT"
-    with pytest.raises(UserError, match=expected), engine.process_group():
+    with pytest.raises(UserError, match=expected), engine.processes(60):
         pass
-
-
-def test_several_processes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in zip(engine.RENDEZVOUS, ("0", "2", "0", "localhost", "1"), strict=True):
-        monkeypatch.setenv(name, value)
-    with pytest.raises(UserError, match="WORLD_SIZE is 2"), engine.process_group():
-        pass
-
-
-def test_variables_that_are_all_set_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in zip(engine.RENDEZVOUS, ("0", "1", "0", "127.0.0.1", "0"), strict=True):
-        monkeypatch.setenv(name, value)
-    with engine.process_group() as (_, world_size):
-        assert world_size == 1
-        assert torch.distributed.get_rank() == 0
 
 
 def test_deepspeed_is_quiet_on_stdout_and_its_warnings_reach_our_logging(

@@ -1,0 +1,156 @@
+"""Several processes train what one does: any ZeRO stage, any number, any end."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+WORLD = Path(__file__).with_name("world.py")
+# Sums in another order: a few units in the last place of float32, grown over eight steps.
+ROUNDING = 2e-5
+STAGES = [
+    {"run": f"stage-{stage}", "world": 2, "settings": {"zero_stage": stage}} for stage in range(4)
+]
+CHAIN = [(1, 0, 8), (2, 2, 16), (3, 3, 22), (2, 1, 26), (1, 0, 32)]
+PLANS: list[dict[str, Any]] = [
+    {"run": "alone", "world": 1},
+    *STAGES,
+    {"run": "three", "world": 3, "settings": {"samples": 30}},
+    {"run": "three-alone", "world": 1, "settings": {"samples": 30}},
+    {"run": "pieces", "world": 2, "settings": {"accumulation_steps": 2, "zero_stage": 2}},
+    {"run": "clipped-alone", "world": 1, "settings": {"grad_clip": 0.01}},
+    {"run": "clipped", "world": 2, "settings": {"grad_clip": 0.01, "zero_stage": 3}},
+    {
+        "run": "checkpointed",
+        "world": 2,
+        "settings": {"activation_checkpointing": True, "zero_stage": 3},
+    },
+    *(
+        {"run": "chain", "world": world, "settings": {"zero_stage": stage, "samples": samples}}
+        for world, stage, samples in CHAIN
+    ),
+    *(
+        {"run": "chain-alone", "world": 1, "settings": {"samples": samples}}
+        for _, _, samples in CHAIN
+    ),
+    {"run": "signalled", "world": 2, "settings": {"zero_stage": 2}, "signal": [1, "SIGUSR1", 12]},
+    {"run": "signalled", "world": 2, "settings": {"zero_stage": 2}},
+    {"run": "killed", "world": 2, "settings": {"zero_stage": 2}, "signal": [1, "SIGKILL", 12]},
+    {"run": "killed", "world": 2, "settings": {"zero_stage": 2}},
+    {"run": "spoiled", "world": 2, "settings": {}, "spoil": [1, 12]},
+    {"run": "skipped", "world": 2, "settings": {"bad_steps": 1}, "spoil": [1, 12]},
+]
+
+
+@pytest.fixture(scope="module")
+def worlds(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Any]]]:
+    """The folder of all runs and the outcome of each plan."""
+    folder = tmp_path_factory.mktemp("worlds")
+    done = subprocess.run(
+        [sys.executable, str(WORLD), str(folder)],
+        input=json.dumps(PLANS),
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder, json.loads(done.stdout)
+
+
+def outcomes(worlds: tuple[Path, list[dict[str, Any]]], run: str) -> list[dict[str, Any]]:
+    return [found for plan, found in zip(PLANS, worlds[1], strict=True) if plan["run"] == run]
+
+
+def tensors(run: Path) -> dict[str, Tensor]:
+    """Return all tensors of the newest checkpoint, of however many files."""
+    found: dict[str, Tensor] = {}
+    for file in (run / (run / "latest").read_text().strip()).glob("*.safetensors"):
+        stem = file.stem.partition("-")[0]
+        found |= {f"{stem}/{name}": tensor for name, tensor in load_file(file).items()}
+    return found
+
+
+def losses(run: Path) -> list[float]:
+    return [json.loads(line)["loss"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def assert_close(run: Path, other: Path, bound: float = ROUNDING) -> None:
+    ours, theirs = tensors(run), tensors(other)
+    assert ours.keys() == theirs.keys()
+    for name, tensor in ours.items():
+        scale = theirs[name].double().norm()
+        assert (tensor.double() - theirs[name].double()).norm() <= bound * scale, name
+    assert losses(run) == pytest.approx(losses(other), rel=bound)
+
+
+def test_every_rank_of_every_plan_ends_as_it_should(worlds: Any) -> None:
+    expected = {"signalled": [[75, 75], [0, 0]], "spoiled": [[2, 2]]}
+    for run in {plan["run"] for plan in PLANS} - {"killed"}:
+        found = outcomes(worlds, run)
+        default = [[0] * len(one["codes"]) for one in found]
+        assert [one["codes"] for one in found] == expected.get(run, default), found
+
+
+@pytest.mark.parametrize(
+    "run", ["stage-0", "stage-1", "stage-2", "stage-3", "pieces", "checkpointed"]
+)
+def test_two_ranks_train_what_one_does(worlds: Any, run: str) -> None:
+    assert_close(worlds[0] / run, worlds[0] / "alone")
+
+
+def test_clipping_is_by_the_norm_of_the_whole_gradient(worlds: Any) -> None:
+    assert_close(worlds[0] / "clipped", worlds[0] / "clipped-alone")
+
+
+def test_a_last_batch_with_fewer_records_than_ranks_ends_well(worlds: Any) -> None:
+    assert_close(worlds[0] / "three", worlds[0] / "three-alone")
+
+
+def test_a_run_goes_on_with_any_number_of_ranks_and_any_stage(worlds: Any) -> None:
+    """Batches are cut where a phase ends, so the twin's are cut there, too."""
+    rows = (worlds[0] / "chain" / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(rows[-1])["samples"] == 32
+    assert_close(worlds[0] / "chain", worlds[0] / "chain-alone")
+
+
+def test_a_signal_to_one_rank_stops_all_and_the_run_goes_on_bit_for_bit(worlds: Any) -> None:
+    stopped = outcomes(worlds, "signalled")[0]
+    for words in stopped["said"]:
+        assert words.startswith("stopped early: SIGUSR1 came after 16 samples")
+    ours, theirs = tensors(worlds[0] / "signalled"), tensors(worlds[0] / "stage-2")
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
+
+
+def test_a_killed_rank_takes_the_others_down_and_the_run_goes_on_bit_for_bit(worlds: Any) -> None:
+    dead, again = outcomes(worlds, "killed")
+    assert dead["codes"][1] == -9
+    assert dead["codes"][0] == 1
+    assert dead["seconds"] < 30
+    assert dead["said"][0].startswith("lost: rank 0 lost the others")
+    assert again["codes"] == [0, 0]
+    ours, theirs = tensors(worlds[0] / "killed"), tensors(worlds[0] / "stage-2")
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
+
+
+def test_a_loss_that_is_not_finite_on_one_rank_stops_all_with_the_last_checkpoint(
+    worlds: Any,
+) -> None:
+    for words in outcomes(worlds, "spoiled")[0]["said"]:
+        assert "loss is nan after 12 samples" in words
+    assert (worlds[0] / "spoiled" / "latest").read_text().strip().endswith("samples-000000008")
+
+
+def test_a_bad_step_may_be_skipped_and_is_counted(worlds: Any) -> None:
+    rows = (worlds[0] / "skipped" / "metrics.jsonl").read_text().splitlines()
+    assert sum(json.loads(row).get("skipped", 0) for row in rows) == 1
+    step = tensors(worlds[0] / "skipped")["optimizer/step/head.weight"]
+    assert float(step) == 7
