@@ -15,9 +15,11 @@ import json
 import logging
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 from safetensors import SafetensorError
@@ -56,24 +58,101 @@ def folder(run: Path, samples: int) -> Path:
 
 
 def save(run: Path, part: Checkpoint, *, group: Group, keep: int) -> Path:
-    """Write a checkpoint, point `latest` at it, keep the newest `keep`; return its folder.
+    """Write a checkpoint at once; see `Writer`. Return its folder."""
+    with Writer(run, group, keep) as writer:
+        writer.begin(part)
+        writer.finish()
+    return folder(run, part.samples)
 
-    Every rank calls it with the tensors that are its to write; rank 0 makes the folder, the
-    manifest and the name. With several ranks a file is `<stem>-<rank>-of-<world size>`.
 
-    Raises:
-        UserError: a rank could not write; older checkpoints are intact and no remains are left.
+class Writer:
+    """Writes checkpoints beside the training; use as a context manager.
+
+    `begin` hands a checkpoint to a thread and returns; once no rank is `busy`, `finish` makes what
+    was written a checkpoint, points `latest` at it and keeps the newest `keep`. Every rank calls
+    both at the same step, with the tensors that are its to write; rank 0 makes the folder, the
+    manifest and the name. With several ranks a file is `<stem>-<rank>-of-<world size>`. What is not
+    finished when the block ends is gone.
+
+    Args:
+        run: the run's folder.
+        group: the processes of the run.
+        keep: how many checkpoints to keep.
+        then: called by rank 0 in the thread with the folder of each new checkpoint.
     """
-    path = folder(run, part.samples)
-    temp = Path(group.first(lambda: str(_begin(path))))
-    try:
-        hashes = group.everywhere(lambda: _write(path, temp, part.tensors, group))
-        group.first(lambda: _commit(run, path, temp, part, hashes, group.world_size, keep))
-    except BaseException:
-        if group.rank == 0:
-            shutil.rmtree(temp, ignore_errors=True)
-        raise
-    return path
+
+    def __init__(
+        self, run: Path, group: Group, keep: int, then: Callable[[Path], None] | None = None
+    ) -> None:
+        self._run, self._group, self._keep, self._then = run, group, keep, then
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._part: Checkpoint | None = None
+        self._temp = Path()
+        self._written: Future[dict[str, str]] | None = None
+        self._after: Future[None] | None = None
+
+    def __enter__(self) -> Writer:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._pool.shutdown()
+        if self._part is not None and self._group.rank == 0:
+            shutil.rmtree(self._temp, ignore_errors=True)
+        if kind is None:
+            self._rest()
+
+    @property
+    def pending(self) -> bool:
+        """Whether a checkpoint was begun and not finished; the same on every rank."""
+        return self._part is not None
+
+    @property
+    def busy(self) -> bool:
+        """Whether this rank is still writing."""
+        return self._written is not None and not self._written.done()
+
+    def begin(self, part: Checkpoint) -> None:
+        """Begin to write a checkpoint; `part` must not change until `finish`.
+
+        Raises:
+            UserError: as `finish`, of this or of the checkpoint before.
+        """
+        self.finish()
+        path = folder(self._run, part.samples)
+        self._temp = Path(self._group.first(lambda: str(_begin(path))))
+        self._part = part
+        self._written = self._pool.submit(_write, path, self._temp, part.tensors, self._group)
+
+    def finish(self) -> None:
+        """Wait for the writing, then make it a checkpoint; nothing if none was begun.
+
+        Raises:
+            UserError: a rank could not write; older checkpoints are intact and no remains are left.
+        """
+        if self._part is None or self._written is None:
+            return
+        part, written = self._part, self._written
+        path = folder(self._run, part.samples)
+        hashes = self._group.everywhere(written.result)
+        self._group.first(
+            lambda: _commit(
+                self._run, path, self._temp, part, hashes, self._group.world_size, self._keep
+            )
+        )
+        self._part = self._written = None
+        self._rest()
+        if self._then and self._group.rank == 0:
+            self._after = self._pool.submit(self._then, path)
+
+    def _rest(self) -> None:
+        """Wait for what came after the checkpoint before; raise what it raised."""
+        if self._after is not None:
+            self._after.result()
 
 
 def _begin(path: Path) -> Path:

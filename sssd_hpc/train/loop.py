@@ -149,7 +149,12 @@ class Trainer:
         if self.group.rank == 0:
             metrics.truncate(self.run / "metrics.jsonl", saved)
         shown = Progress("train", total=train.samples, unit="samples", done=saved)
-        with shown if self.group.rank == 0 else contextlib.nullcontext() as progress:
+        keep = train.keep_checkpoints
+        with (
+            shown if self.group.rank == 0 else contextlib.nullcontext() as progress,
+            checkpoints.Writer(self.run, self.group, keep, self._export) as writer,
+        ):
+            self.writer = writer
             since = (time.monotonic(), saved)
             stopping = False
             while state.samples < train.samples and not stopping:
@@ -160,12 +165,14 @@ class Trainer:
                 if _crossed(train.log_every, before, state) or state.samples == train.samples:
                     since = self._log_line(state, since)
                 if _crossed(train.checkpoint_every, before, state):
-                    self._save(state)
+                    writer.begin(state.capture(resume.data_facts(self.store)))
                     saved = state.samples
             if state.samples > saved:
-                self._save(state)
-            elif self.found and resume.exported_samples(self.run) != saved:
-                self._export(self.found)
+                writer.begin(state.capture(resume.data_facts(self.store)))
+            writer.finish()
+            stale = resume.exported_samples(self.run) != state.samples
+            if self.found and self.found.samples == state.samples and stale:
+                self.group.first(lambda: self._export(checkpoints.folder(self.run, state.samples)))
 
     def _step(self, state: TrainState, stop: StopFlag) -> tuple[float, bool]:
         """Take one optimizer step; return its loss, and whether a signal came to any rank."""
@@ -181,8 +188,11 @@ class Trainer:
             loss = self._loss(engine, numbers or range(state.samples, state.samples + 1))
             sum_of_losses += len(numbers) * float(loss.detach())
             if piece == train.accumulation_steps - 1:
-                total, signals = group.total([sum_of_losses, bool(stop.name)], engine.device)
+                flags = bool(stop.name), self.writer.busy
+                total, signals, busy = group.total([sum_of_losses, *flags], engine.device)
                 value, stopping = total / count, signals > 0
+                if self.writer.pending and not busy:
+                    self.writer.finish()
                 if not math.isfinite(value):
                     self._skip(state, value, count)
                     return value, stopping
@@ -232,7 +242,9 @@ class Trainer:
             _log.warning("the loss is %s at %d samples: step skipped", value, state.samples)
 
     def _finite(self, state: TrainState, name: str, value: float) -> None:
+        """Check a number that is the same on every rank."""
         if not math.isfinite(value):
+            self.writer.finish()
             raise UserError(
                 f"the {name} is {value} after {state.samples} samples: training diverged; "
                 "lower train.learning_rate or set train.grad_clip in a new --run "
@@ -257,18 +269,9 @@ class Trainer:
             metrics.append(self.run / "metrics.jsonl", row)
         return now, state.samples
 
-    def _save(self, state: TrainState) -> None:
-        """Write a checkpoint, then the export of the same weights."""
-        part = state.capture(resume.data_facts(self.store))
-        keep = self.config.train.keep_checkpoints
-        path = checkpoints.save(self.run, part, group=self.group, keep=keep)
-        if self.group.rank == 0:
-            # Several ranks' parts are whole in the folder alone.
-            self._export(part if self.group.world_size == 1 else checkpoints.read(path))
-
-    def _export(self, whole: Checkpoint) -> None:
-        if self.group.rank:
-            return
+    def _export(self, path: Path) -> None:
+        """Export the weights of a checkpoint."""
+        whole = checkpoints.read(path)
         metadata: dict[str, Any] = {
             "leads": list(self.leads),
             "labels": list(self.store.label_names),

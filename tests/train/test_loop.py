@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import resource
 import shutil
 import signal
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +20,7 @@ from sssd_hpc import config as configs
 from sssd_hpc.errors import Interrupted, UserError
 from sssd_hpc.model import SSSDECG
 from sssd_hpc.model.export import load_export
-from sssd_hpc.train import loop
+from sssd_hpc.train import checkpoint, loop
 from sssd_hpc.train.build import build_model
 from sssd_hpc.train.checkpoint import load_newest
 from sssd_hpc.train.loop import learning_rate, train
@@ -273,9 +275,10 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(
 ) -> None:
     honest = loop.LOSSES["epsilon"]
 
+    steps = itertools.count()
+
     def spoiled(*given: Any, **drawn: Any) -> torch.Tensor:
-        seen = sum(1 for _ in (tmp_path / "checkpoints").glob("samples-*"))
-        return honest(*given, **drawn) * (value if seen else 1.0)
+        return honest(*given, **drawn) * (value if next(steps) >= 2 else 1.0)
 
     monkeypatch.setitem(loop.LOSSES, "epsilon", spoiled)
     with pytest.raises(UserError, match=r"loss is (nan|inf) after 8 samples: training diverged"):
@@ -283,6 +286,25 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(
     assert all(bool(torch.isfinite(tensor).all()) for tensor in tensors(tmp_path).values())
     monkeypatch.setitem(loop.LOSSES, "epsilon", honest)
     train(small.config(), small.store(), tmp_path)
+
+
+def test_training_goes_on_while_a_checkpoint_is_written(
+    tmp_path: Path, small: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    later = threading.Event()
+    write = checkpoint._write
+
+    def slow(path: Path, *rest: Any) -> dict[str, str]:
+        if path.name == "samples-000000008":
+            assert later.wait(60), "training waits for the checkpoint"
+        return write(path, *rest)
+
+    monkeypatch.setattr(checkpoint, "_write", slow)
+    before_step(monkeypatch, lambda samples: later.set() if samples == 12 else None)
+    train(small.config(samples=16), small.store(), tmp_path / "run")
+    monkeypatch.undo()
+    train(small.config(samples=16), small.store(), tmp_path / "unbroken")
+    assert_equal_runs(tmp_path / "run", tmp_path / "unbroken")
 
 
 @pytest.mark.parametrize("limit", [500, 20_000])
