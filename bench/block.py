@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv1d
 
-from bench import counts, textbook
+from bench import textbook
 from bench.cases import BOUNDS, Candidate, Comparison, Outcome
 from bench.ceilings import matmul_precision
 from bench.kernels import differentiated, usable_backends
 from bench.textbook import TextbookBlock
-from sssd_hpc.ops import gate, pointwise, residual_norm, residual_skip
+from sssd_hpc.ops import counts, gate, pointwise, residual_norm, residual_skip
 from sssd_hpc.ops.block import reference
 
 

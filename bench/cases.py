@@ -16,9 +16,9 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from bench.counts import Cost
 from bench.timing import Effort, graphed, interleave, quantiles, release, say
 from sssd_hpc.errors import UserError
+from sssd_hpc.ops.counts import Cost
 
 # Relative norms; of gradients three times as much.
 BOUNDS = {

@@ -16,11 +16,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from bench import counts, textbook
+from bench import textbook
 from bench.cases import BOUNDS, Candidate, Comparison, Outcome
 from bench.ceilings import matmul_precision
 from bench.kernels import differentiated, usable_backends
-from sssd_hpc.ops import Spectrum, bidirectional_conv, convolve, prepare
+from sssd_hpc.ops import Spectrum, bidirectional_conv, convolve, counts, prepare
 from sssd_hpc.ops.fftconv import reference
 
 H = 512

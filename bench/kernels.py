@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench import counts, textbook
+from bench import textbook
 from bench.cases import BOUNDS, Candidate, Comparison, Outcome
-from sssd_hpc.ops import FrozenNplr, backends, cauchy, freeze, frozen_kernel, nplr_kernel
+from sssd_hpc.ops import FrozenNplr, backends, cauchy, counts, freeze, frozen_kernel, nplr_kernel
 from sssd_hpc.ops.cauchy import reference as cauchy_reference
 from sssd_hpc.s4 import S4Layer
 

@@ -19,7 +19,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
-from bench import counts
 from bench.cases import BOUNDS, GRADIENTS, Candidate, Comparison, Record, Refusal, describe, label
 from bench.ceilings import matmul_precision
 from bench.textbook import Textbook
@@ -31,6 +30,7 @@ from bench.timing import (
     release,
     say,
 )
+from sssd_hpc.ops import counts
 
 NUM_LEADS, NUM_LABELS, NUM_STEPS = 8, 71, 200
 # Memory of a textbook training step at the papers' widths on a CPU: fixed, of each block, and of

@@ -36,7 +36,7 @@ Candidates of one comparison run in one process and take turns. Times are median
 warm-up, its first call counts. *x* is the speed-up over the baseline of the comparison, its first
 row. Per cents are counted bytes against the copy bandwidth and counted FLOPs against the rate of a
 large matrix product of the same precision, both measured at the start of the same run; the counts
-are those of `bench/counts.py` and `docs/math.md`, section 9 (over 100 % of the bandwidth: the data
+are those of `ops/counts.py` and `docs/math.md`, section 9 (over 100 % of the bandwidth: the data
 came from a cache). Errors are relative norms against float64, of the value and of the worst
 gradient; for whole steps they are differences from the textbook network in float32.
 

@@ -11,9 +11,10 @@ import pytest
 import torch
 
 from bench import __main__ as bench
-from bench import cases, compare, counts, report, targets, timing
+from bench import cases, compare, report, targets, timing
 from bench.cases import Candidate, Comparison, Refusal
 from bench.timing import Effort
+from sssd_hpc.ops import counts
 
 ROOT = Path(__file__).parents[1]
 CEILINGS = {"copy_bytes_per_s": 1e9, "fp32_flops_per_s": 1e9}
