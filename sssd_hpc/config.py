@@ -130,8 +130,10 @@ class TrainConfig:
     """constant: the paper; cosine: down to zero at the end."""
     warmup_samples: int = 0
     """Samples over which the learning rate rises linearly from zero."""
+    kernel_rate: float = 1.0
+    """Learning rate of the S4 kernels' C as a multiple of the others'; S4's own code takes less."""
     weight_decay: float = 0.0
-    """AdamW's weight decay."""
+    """AdamW's weight decay; biases, gains and kernels have none."""
     grad_clip: float = 0.0
     """Largest gradient norm; 0 does not clip."""
     ema_half_life_samples: int = 50_000
@@ -182,7 +184,7 @@ class TrainConfig:
             self.bad_steps,
             "0 where train.accumulation_steps is over 1: earlier pieces cannot be taken back",
         )
-        for name in ("learning_rate", "ema_half_life_samples"):
+        for name in ("learning_rate", "kernel_rate", "ema_half_life_samples"):
             value = getattr(self, name)
             _check(math.isfinite(value) and value > 0, f"train.{name}", value, "positive")
         for name in ("warmup_samples", "weight_decay", "grad_clip"):

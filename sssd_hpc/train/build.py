@@ -6,8 +6,9 @@ import dataclasses
 from typing import Any
 
 import torch
+from torch import nn
 
-from sssd_hpc.config import Config
+from sssd_hpc.config import Config, TrainConfig
 from sssd_hpc.ecg.leads import EIGHT, LEADS
 from sssd_hpc.ecg.store import Store
 from sssd_hpc.errors import UserError
@@ -46,6 +47,27 @@ def build_model(config: Config, store: Store) -> SSSDECG:
         model = SSSDECG(**model_arguments(config, store))
     model.activation_checkpointing = config.train.activation_checkpointing
     return model
+
+
+def parameter_groups(model: nn.Module, train: TrainConfig) -> list[dict[str, Any]]:
+    """Return AdamW's groups: matrices, which decay, vectors, and the S4 kernels' C.
+
+    `scale` multiplies the learning rate of a group.
+    """
+    groups: dict[str, list[nn.Parameter]] = {"matrices": [], "vectors": [], "kernels": []}
+    for name, parameter in model.named_parameters():
+        is_matrix = sum(size > 1 for size in parameter.shape) > 1
+        kind = "kernels" if name.endswith(".C") else "matrices" if is_matrix else "vectors"
+        groups[kind].append(parameter)
+    return [
+        {
+            "params": parameters,
+            "weight_decay": train.weight_decay if kind == "matrices" else 0.0,
+            "scale": train.kernel_rate if kind == "kernels" else 1.0,
+        }
+        for kind, parameters in groups.items()
+        if parameters
+    ]
 
 
 def schedule_arguments(config: Config) -> dict[str, Any]:

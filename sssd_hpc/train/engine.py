@@ -46,6 +46,14 @@ class Engine:
         # DeepSpeed's own view of the optimizer where ZeRO flattens it; ours at stage 0.
         self._zero = wrapped.optimizer if stage else None
         self._optimizer = wrapped.optimizer.optimizer if stage else wrapped.basic_optimizer
+        if stage:
+            # As AdamW would make them in its first step, after which DeepSpeed links those of the
+            # first group of parameters alone to their names.
+            for flat in getattr(self._zero, SHARES[stage]):
+                zeros = {key: torch.zeros_like(flat) for key in MOMENTS}
+                self._optimizer.state[flat] = {"step": torch.tensor(0.0), **zeros}
+        if stage in (1, 2):
+            wrapped.optimizer._lazy_init_hp_params_optimizer_state()
 
     def __call__(self, x_t: Tensor, t: Tensor, labels: Tensor) -> Tensor:
         """Return the model's float32 output, under autocast where the config asks for it."""
@@ -65,7 +73,7 @@ class Engine:
         norm = None
         if last:
             for group in self._optimizer.param_groups:
-                group["lr"] = learning_rate
+                group["lr"] = learning_rate * group.get("scale", 1.0)
             if self._stage == 0:
                 gradients = [p.grad for p in self._parameters.values() if p.grad is not None]
                 norm = float(nn.utils.get_total_norm(gradients))
@@ -130,8 +138,6 @@ class Engine:
         if self._zero is None:
             state = self._optimizer.state.get(parameter, {})
             return {key: state[key] for key in ("step", *MOMENTS) if key in state}
-        if not self._optimizer.state:
-            return {}
         from deepspeed.utils import safe_get_full_optimizer_state
 
         step = max(float(state["step"]) for state in self._optimizer.state.values())
@@ -152,11 +158,8 @@ class Engine:
         from deepspeed.utils import safe_set_full_optimizer_state, safe_set_local_optimizer_state
 
         step = next(iter(moments.values()))["step"]
-        for flat in getattr(self._zero, SHARES[self._stage]):
-            zeros = {key: torch.zeros_like(flat) for key in MOMENTS}
-            self._optimizer.state[flat] = {"step": step.clone(), **zeros}
-        if self._stage < 3:
-            self._zero._lazy_init_hp_params_optimizer_state()
+        for state in self._optimizer.state.values():
+            state["step"].copy_(step)
         for name, state in moments.items():
             for key in MOMENTS:
                 parameter, whole = self._parameters[name], state[key].to(self.device)

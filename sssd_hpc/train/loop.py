@@ -29,7 +29,13 @@ from sssd_hpc.model.export import save_export
 from sssd_hpc.progress import Progress
 from sssd_hpc.train import checkpoint as checkpoints
 from sssd_hpc.train import metrics, resume
-from sssd_hpc.train.build import build_model, model_arguments, model_leads, schedule_arguments
+from sssd_hpc.train.build import (
+    build_model,
+    model_arguments,
+    model_leads,
+    parameter_groups,
+    schedule_arguments,
+)
 from sssd_hpc.train.checkpoint import Checkpoint
 from sssd_hpc.train.data import batch_positions, draw, drop_labels, share
 from sssd_hpc.train.describe import describe
@@ -136,7 +142,7 @@ class Trainer:
         train, model = self.config.train, self.model
         parameters = {name for name, _ in model.named_parameters()}
         buffers = [name for name in model.state_dict() if name not in parameters]
-        optimizer = torch.optim.AdamW(model.parameters(), weight_decay=train.weight_decay)
+        optimizer = torch.optim.AdamW(parameter_groups(model, train))
         with open_engine(model, optimizer, train, self.group) as engine:
             state = TrainState(model, buffers, engine, self.group, every=train.zero_stage == 3)
             if self.found:

@@ -69,7 +69,9 @@ def rank_of(plan: dict[str, Any], rank: int, port: int, folder: Path, small: Mod
     os.environ.update(dict(zip(names, map(str, place), strict=True)))
     disturb(plan, rank)
     try:
-        config = small.make_config(learning_rate=0.01, **plan.get("settings", {}))
+        # Three groups of parameters, no two of which are treated alike.
+        settings = {"learning_rate": 0.01, "weight_decay": 0.1, "kernel_rate": 0.3}
+        config = small.make_config(**settings, **plan.get("settings", {}))
         loop.train(config, small.make_store(), folder / plan["run"])
     except UserError as error:
         print(f"error: {error}")
