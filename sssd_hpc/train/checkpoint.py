@@ -203,7 +203,7 @@ def _commit(
         files.fsync_path(temp)
         temp.rename(path)
         files.fsync_path(path.parent)
-        files.atomic_write_text(run / "latest", f"{path.relative_to(run)}\n")
+        point(run, path)
         _retain(path.parent, part.samples, keep)
 
 
@@ -217,6 +217,13 @@ def _refusing(path: Path) -> Iterator[None]:
             f"checkpoint {path} cannot be written: {error}; older checkpoints are intact: "
             "make room and give the same command again"
         ) from error
+
+
+def point(run: Path, path: Path) -> None:
+    """Let RUN/latest name this checkpoint; a killed writer may have left an older name."""
+    latest, name = run / "latest", f"{path.relative_to(run)}\n"
+    if latest.is_symlink() or not latest.is_file() or latest.read_bytes() != name.encode():
+        files.atomic_write_text(latest, name)
 
 
 def load_newest(run: Path) -> Checkpoint | None:
