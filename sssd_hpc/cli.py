@@ -133,6 +133,26 @@ def train(
     print(f"{run}: trained; weights in {run / 'export' / 'model.safetensors'}")
 
 
+def status(
+    run: tyro.conf.Positional[Path],
+    /,
+    *,
+    json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
+) -> None:
+    """Say how a run stands, from its files: alive or not, how far, how fast, restarts, loss.
+
+    Example: sssd-hpc status run
+
+    Args:
+        run: Folder of the run.
+        json: Print JSON instead of text.
+    """
+    from sssd_hpc.train import status as room
+
+    found = room.examine(run)
+    print(_json(dataclasses.asdict(found)) if json else room.text(found, sys.stdout))
+
+
 def sample(
     *,
     run: Path,
@@ -272,7 +292,7 @@ def convert(
 
 COMMANDS: dict[str, Callable[..., None]] = {
     function.__name__: function
-    for function in (doctor, simulate, prepare, train, sample, evaluate, plot, convert)
+    for function in (doctor, simulate, prepare, train, status, sample, evaluate, plot, convert)
 }
 
 

@@ -158,6 +158,8 @@ class TrainConfig:
     """Pieces that each process takes its share of a batch in: less memory, the same step."""
     bad_steps: int = 0
     """Steps in a row that are skipped where the loss is not finite, before training stops."""
+    tensorboard: bool = False
+    """Also write metrics.jsonl's numbers as TensorBoard curves to RUN/tensorboard."""
     timeout_s: int = 600
     """Seconds after which a process that does not answer the others is taken for dead."""
     seed: int = 0

@@ -16,6 +16,18 @@ from rich.progress import Progress as RichProgress
 PLAIN_INTERVAL_S = 10.0
 
 
+def duration(seconds: float) -> str:
+    """Return seconds as people say them: 12 s, 3 min 05 s, 2 h 10 min, 4 d 06 h."""
+    whole = int(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    if whole < 86_400:
+        return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+    return f"{whole // 86_400} d {whole % 86_400 // 3600:02d} h"
+
+
 class Progress:
     """Count work done towards a total; use as a context manager.
 
@@ -82,8 +94,8 @@ class Progress:
         parts = [
             f"{self._label}: {self._done}/{self._total} {self._unit}",
             f"{rate:.1f}/s",
-            f"{now - self._began:.0f} s",
-            f"ETA {left:.0f} s" if self._done < self._total else "",
+            duration(now - self._began),
+            f"ETA {duration(left)}" if self._done < self._total else "",
             self._note,
         ]
         print(", ".join(part for part in parts if part), file=sys.stderr, flush=True)

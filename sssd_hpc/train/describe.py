@@ -14,10 +14,20 @@ from sssd_hpc.config import Config
 from sssd_hpc.diffusion import NoiseSchedule
 from sssd_hpc.ecg.store import Store
 from sssd_hpc.model import SSSDECG
+from sssd_hpc.ops import counts
 from sssd_hpc.train.build import model_arguments, model_leads, schedule_arguments
 from sssd_hpc.train.engine import device_here
 
 GIB = 1 << 30
+# Dense TFLOP/s by precision, from NVIDIA's data sheets; the longest name that fits counts.
+PEAKS = {
+    "A100": {"fp32": 19.5, "tf32": 156.0, "bf16": 312.0},
+    "H100": {"fp32": 67.0, "tf32": 494.5, "bf16": 989.5},
+    "H100 PCIe": {"fp32": 51.0, "tf32": 378.0, "bf16": 756.0},
+    "H200": {"fp32": 67.0, "tf32": 494.5, "bf16": 989.5},
+}
+# Slices of a GPU, and variants with other clocks.
+UNKNOWN = ("MIG", "NVL")
 
 
 def describe(config: Config, store: Store) -> str:
@@ -41,6 +51,25 @@ def describe(config: Config, store: Store) -> str:
         _memory(config, model, store),
     ]
     return "\n".join(lines)
+
+
+def step_flops(config: Config, length: int, batch: int) -> float:
+    """Return the FLOPs that a training step on `batch` records of `length` samples needs at least.
+
+    Those of the blocks, forward and backward, by `ops/counts.py`; what activation checkpointing
+    computes again is not counted.
+    """
+    model = config.model
+    cost = counts.training_step(model.num_blocks, batch, model.channels, model.d_state // 2, length)
+    return cost.flops
+
+
+def peak_flops(device: str, precision: str) -> float | None:
+    """Return the FLOP/s that a GPU of this name can do at most, None where that is not known."""
+    if any(word in device for word in UNKNOWN):
+        return None
+    fitting = [name for name in PEAKS if name in device]
+    return 1e12 * PEAKS[max(fitting, key=len)][precision] if fitting else None
 
 
 def _memory(config: Config, model: SSSDECG, store: Store) -> str:

@@ -28,7 +28,7 @@ from sssd_hpc.errors import Interrupted, UserError
 from sssd_hpc.model.export import save_export
 from sssd_hpc.progress import Progress
 from sssd_hpc.train import checkpoint as checkpoints
-from sssd_hpc.train import metrics, resume
+from sssd_hpc.train import heartbeat, metrics, resume, tensorboard
 from sssd_hpc.train.build import (
     build_model,
     model_arguments,
@@ -38,11 +38,13 @@ from sssd_hpc.train.build import (
 )
 from sssd_hpc.train.checkpoint import Checkpoint
 from sssd_hpc.train.data import batch_positions, draw, drop_labels, share
-from sssd_hpc.train.describe import describe
+from sssd_hpc.train.describe import describe, peak_flops, step_flops
 from sssd_hpc.train.engine import Engine, device_here, open_engine, processes
+from sssd_hpc.train.heartbeat import Heartbeat, Stragglers
 from sssd_hpc.train.ranks import Group
 from sssd_hpc.train.signals import StopFlag
 from sssd_hpc.train.state import Tally, TrainState, load_weights
+from sssd_hpc.train.tensorboard import Board
 
 __all__ = ["describe", "train"]
 
@@ -70,6 +72,8 @@ def train(config: Config, store: Store, run: Path) -> None:
         kept: list[Checkpoint | None] = [None]
 
         def begin() -> tuple[int | None, bool]:
+            if config.train.tensorboard:
+                tensorboard.check()
             owned.enter_context(resume.sole_owner(run))
             found = kept[0] = checkpoints.load_newest(run)
             resume.check(config, store, run, found)
@@ -83,14 +87,21 @@ def train(config: Config, store: Store, run: Path) -> None:
             _log.info("%s: nothing to do, %d samples were seen", run, samples)
             return
 
+        group.first(lambda: heartbeat.clear(run, group.world_size))
+        heart = owned.enter_context(
+            Heartbeat(run, group.rank, samples=samples or 0, timeout_s=config.train.timeout_s)
+        )
+
         def follow() -> None:
             if group.rank and samples is not None:
                 kept[0] = checkpoints.read(checkpoints.folder(run, samples))
 
         group.everywhere(follow)
-        trainer = Trainer(config, store, run, group, kept.pop())
+        trainer = Trainer(config, store, run, group, kept.pop(), heart)
         if group.rank == 0:
             files.atomic_write_text(run / "config.yaml", configs.dump(config))
+            if samples is not None:
+                checkpoints.point(run, checkpoints.folder(run, samples))
         samples = trainer.go_on(stop)
         name = next(filter(None, group.gather(stop.name)), None)
         if name and samples < config.train.samples:
@@ -118,9 +129,16 @@ class Trainer:
     """One run's model, data and settings together; `go_on` is the loop."""
 
     def __init__(
-        self, config: Config, store: Store, run: Path, group: Group, found: Checkpoint | None
+        self,
+        config: Config,
+        store: Store,
+        run: Path,
+        group: Group,
+        found: Checkpoint | None,
+        heart: Heartbeat,
     ) -> None:
         self.config, self.store, self.run, self.group = config, store, run, group
+        self.heart = heart
         self.leads = model_leads(config)
         self.records = store.indices(configs.parse_folds(config.train.folds))
         if not len(self.records):
@@ -133,6 +151,16 @@ class Trainer:
             load_weights(self.model, found)
         self.found = found
         self.schedule = NoiseSchedule.linear(**schedule_arguments(config)).to(device)
+        batch, world_size = config.train.batch_size, group.world_size
+        shares = [share(batch, world_size, rank) for rank in range(world_size)]
+        self.stragglers = Stragglers(run, [of.stop - of.start for of in shares])
+        self.flops = step_flops(config, store.length, batch) / batch
+        """What a sample takes."""
+        gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
+        peak = peak_flops(gpu, config.train.precision)
+        self.peak = peak and peak * world_size
+        self.seen: dict[str, float] = {}
+        """What progress shows of the last line of metrics.jsonl."""
 
     def go_on(self, stop: StopFlag) -> int:
         """Step until the configured count of samples or a signal, logging and saving.
@@ -158,6 +186,7 @@ class Trainer:
         keep = train.keep_checkpoints
         with (
             shown if self.group.rank == 0 else contextlib.nullcontext() as progress,
+            self._board(saved) as self.board,
             checkpoints.Writer(self.run, self.group, keep, self._export) as writer,
         ):
             self.writer = writer
@@ -166,13 +195,17 @@ class Trainer:
             while state.samples < train.samples and not stopping:
                 before = state.samples
                 loss, stopping = self._step(state, stop)
+                self.heart.beat("step", state.samples)
                 if progress:
-                    progress.advance(state.samples - before, loss=loss)
+                    told = {"loss": loss, "grad_norm": state.norm, "lr": state.rate}
+                    progress.advance(state.samples - before, **told, **self.seen)
                 if _crossed(train.log_every, before, state) or state.samples == train.samples:
                     since = self._log_line(state, since)
                 if _crossed(train.checkpoint_every, before, state):
+                    self.heart.beat("save", state.samples)
                     writer.begin(state.capture(resume.data_facts(self.store)))
                     saved = state.samples
+            self.heart.beat("save", state.samples)
             if state.samples > saved:
                 writer.begin(state.capture(resume.data_facts(self.store)))
             writer.finish()
@@ -189,13 +222,20 @@ class Trainer:
         ]
         state.rate = learning_rate(train, state.samples)
         sum_of_losses, norm, stopping = 0.0, None, False
+        own_s = [0.0] * group.world_size
         for piece in range(train.accumulation_steps):
             numbers = mine[share(len(mine), train.accumulation_steps, piece)]
+            began = time.monotonic()
             loss = self._loss(engine, numbers or range(state.samples, state.samples + 1))
             sum_of_losses += len(numbers) * float(loss.detach())
+            own_s[group.rank] += time.monotonic() - began
             if piece == train.accumulation_steps - 1:
                 flags = bool(stop.name), self.writer.busy
-                total, signals, busy = group.total([sum_of_losses, *flags], engine.device)
+                total, signals, busy, *own_s = group.total(
+                    [sum_of_losses, *flags, *own_s], engine.device
+                )
+                if group.rank == 0:
+                    self.stragglers.add(own_s)
                 value, stopping = total / count, signals > 0
                 if self.writer.pending and not busy:
                     self.writer.finish()
@@ -218,6 +258,7 @@ class Trainer:
             half_life=train.ema_half_life_samples,
         )
         state.tally.add(value, norm)
+        state.norm = norm
         return value, stopping
 
     def _loss(self, engine: Engine, numbers: range) -> Tensor:
@@ -261,19 +302,30 @@ class Trainer:
         """Add a line of means since the last one; return the time and count of this one."""
         then, samples = since
         now = time.monotonic()
+        rate = (state.samples - samples) / max(now - then, 1e-9)
         tally, state.tally = state.tally, Tally()
         row = {
             "samples": state.samples,
             "loss": tally.loss / max(tally.steps, 1),
             "grad_norm": tally.grad_norm / max(tally.steps, 1),
             "lr": state.rate,
-            "samples_per_s": round((state.samples - samples) / max(now - then, 1e-9), 2),
+            "samples_per_s": round(rate, 2),
         }
+        self.seen = {"memory_gib": metrics.peak_memory_gib()}
+        if self.peak:
+            self.seen["mfu"] = round(rate * self.flops / self.peak, 4)
+        row |= self.seen
         if tally.skipped:
             row["skipped"] = tally.skipped
         if self.group.rank == 0:
             metrics.append(self.run / "metrics.jsonl", row)
+        if self.board:
+            self.board.add(row)
         return now, state.samples
+
+    def _board(self, samples: int) -> contextlib.AbstractContextManager[Board | None]:
+        wanted = self.config.train.tensorboard and self.group.rank == 0
+        return Board(self.run, samples) if wanted else contextlib.nullcontext()
 
     def _export(self, path: Path) -> None:
         """Export the weights of a checkpoint."""

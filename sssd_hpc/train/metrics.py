@@ -4,11 +4,22 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 from pathlib import Path
 from typing import Any
 
 from sssd_hpc import files
 from sssd_hpc.errors import UserError
+
+
+def peak_memory_gib() -> float:
+    """Return the most GPU memory that this process has held, or without a GPU main memory."""
+    import torch
+
+    if torch.cuda.is_available():
+        return round(torch.cuda.max_memory_allocated() / (1 << 30), 3)
+    # Linux counts KiB.
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << 20), 3)
 
 
 def append(path: Path, row: dict[str, Any]) -> None:

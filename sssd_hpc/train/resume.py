@@ -29,6 +29,7 @@ CHANGEABLE = (
     "train.zero_stage",
     "train.accumulation_steps",
     "train.bad_steps",
+    "train.tensorboard",
     "train.timeout_s",
 )
 

@@ -77,6 +77,8 @@ class TrainState:
         """Steps in a row that were skipped."""
         self.rate = 0.0
         """Learning rate of the last step."""
+        self.norm = 0.0
+        """Gradient norm of the last step that was taken."""
         self._names = [name for name, _ in model.named_parameters()]
         self._buffers = {name: model.get_buffer(name) for name in buffers}
         sizes = {name: engine.size(name) for name in self._names}

@@ -4,8 +4,10 @@ from types import SimpleNamespace
 
 import pytest
 
+from sssd_hpc.config import Config
 from sssd_hpc.diffusion import NoiseSchedule
 from sssd_hpc.errors import UserError
+from sssd_hpc.ops import counts
 from sssd_hpc.train import describe as describing
 from sssd_hpc.train.build import build_model
 from sssd_hpc.train.describe import describe
@@ -45,3 +47,29 @@ def test_long_lists_of_labels_are_shortened(small: SimpleNamespace) -> None:
 def test_a_run_that_cannot_be_is_refused(small: SimpleNamespace) -> None:
     with pytest.raises(UserError, match="lmax"):
         describe(small.config(), small.store(length=50))
+
+
+def test_the_flops_of_a_step_are_those_counted_for_the_papers_model() -> None:
+    config = Config()
+    flops = describing.step_flops(config, 1000, 8)
+    assert flops == counts.training_step(36, 8, 256, 32, 1000).flops
+    # Kernels are made once a step, the rest grows with the batch.
+    assert 1.8 * flops < describing.step_flops(config, 1000, 16) < 2 * flops
+
+
+@pytest.mark.parametrize(
+    ("gpu", "precision", "peak"),
+    [
+        ("NVIDIA A100-SXM4-80GB", "bf16", 312e12),
+        ("NVIDIA H100 80GB HBM3", "fp32", 67e12),
+        ("NVIDIA H100 PCIe", "tf32", 378e12),
+        ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", "bf16", None),
+        ("NVIDIA H100 NVL", "bf16", None),
+        ("Quadro P400", "fp32", None),
+        ("", "fp32", None),
+    ],
+)
+def test_a_gpus_peak_is_told_only_where_it_is_known(
+    gpu: str, precision: str, peak: float | None
+) -> None:
+    assert describing.peak_flops(gpu, precision) == peak

@@ -29,10 +29,11 @@ from sssd_hpc.train.state import TrainState
 
 
 def lines(run: Path) -> list[dict[str, Any]]:
-    """Return the metrics without the one that is a stopwatch's."""
+    """Return the metrics without those that are the machine's."""
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     for row in rows:
         assert row.pop("samples_per_s") > 0
+        assert row.pop("memory_gib") > 0
     return rows
 
 
