@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import os
 import time
 from collections.abc import Sequence
@@ -114,10 +115,14 @@ def text(status: Status, stream: TextIO) -> str:
     """Return the status for people: with colours on a terminal, in ASCII where `stream` asks."""
     colours = stream.isatty() and "NO_COLOR" not in os.environ
     blocks = "utf" in (getattr(stream, "encoding", None) or "").lower()
-    word = status.state.upper() if not colours else _coloured(status.state)
-    lines = [f"{status.run}: {word}{'; ' if status.why else ''}{status.why}"]
-    lines += _facts(status, blocks=blocks)
-    return "\n".join("".join(c for c in line if c.isprintable() or c == "\x1b") for line in lines)
+    why = f"; {status.why}" if status.why else ""
+    # What stands in the files must not drive the terminal.
+    lines = [
+        "".join(c for c in line if c.isprintable())
+        for line in (f"{status.run}: ", why, *_facts(status, blocks=blocks))
+    ]
+    word = _coloured(status.state) if colours else status.state.upper()
+    return "\n".join([f"{lines[0]}{word}{lines[1]}", *lines[2:]])
 
 
 def _facts(status: Status, *, blocks: bool) -> list[str]:
@@ -293,9 +298,12 @@ def _whole(value: object) -> int | None:
 
 
 def _number(value: object) -> float | None:
-    if isinstance(value, (int, float)) and not isinstance(value, bool) and value == value:
-        return float(value)
-    return None
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        return None
+    try:
+        return float(value) if math.isfinite(value) else None
+    except OverflowError:
+        return None
 
 
 def _coloured(state: State) -> str:
