@@ -33,6 +33,9 @@ SLOW = 1.5
 WATCH_S, WATCH_STEPS = 60.0, 10
 """A rank is called slow after so long and so many steps."""
 
+LOST = "lost the others"
+"""The words of a rank that failed only because another had."""
+
 Phase = Literal["start", "step", "save", "done", "failed"]
 
 
@@ -58,7 +61,8 @@ class Heartbeat:
 
     As a context manager it says `start` and at last `done`, or `failed` with the error's words.
     Whatever keeps the rank from a beat for nearly `timeout_s` has all its threads' stacks printed
-    on stderr: shortly before the others take it for dead.
+    on stderr: shortly before the others take it for dead. A RuntimeError that holds one of the
+    words `lost` is another rank's fault.
     """
 
     def __init__(
@@ -68,8 +72,10 @@ class Heartbeat:
         *,
         samples: int = 0,
         timeout_s: float = 600,
+        lost: Sequence[str] = (),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._lost = lost
         self._path = folder(run) / f"rank-{rank:05d}.json"
         self._stacks_s, self._clock = 0.9 * timeout_s, clock
         self._fixed = {
@@ -98,8 +104,10 @@ class Heartbeat:
         if value is None or isinstance(value, Interrupted):
             self._write("done")
         else:
-            words = " ".join(str(value).split())[:300]
-            self._write("failed", error=words or type(value).__name__)
+            words = " ".join(str(value).split())
+            if isinstance(value, RuntimeError) and any(sign in words for sign in self._lost):
+                words = LOST
+            self._write("failed", error=words[:300] or type(value).__name__)
 
     def beat(self, phase: Phase, samples: int) -> None:
         """Tell the phase, and by `step` that a step has ended; written only where it is due."""

@@ -41,7 +41,7 @@ from sssd_hpc.train.data import batch_positions, draw, drop_labels, share
 from sssd_hpc.train.describe import describe, peak_flops, step_flops
 from sssd_hpc.train.engine import Engine, device_here, open_engine, processes
 from sssd_hpc.train.heartbeat import Heartbeat, Stragglers
-from sssd_hpc.train.ranks import Group
+from sssd_hpc.train.ranks import PEER_LOST, Group
 from sssd_hpc.train.signals import StopFlag
 from sssd_hpc.train.state import Tally, TrainState, load_weights
 from sssd_hpc.train.tensorboard import Board
@@ -89,7 +89,13 @@ def train(config: Config, store: Store, run: Path) -> None:
 
         group.first(lambda: heartbeat.clear(run, group.world_size))
         heart = owned.enter_context(
-            Heartbeat(run, group.rank, samples=samples or 0, timeout_s=config.train.timeout_s)
+            Heartbeat(
+                run,
+                group.rank,
+                samples=samples or 0,
+                timeout_s=config.train.timeout_s,
+                lost=PEER_LOST,
+            )
         )
 
         def follow() -> None:

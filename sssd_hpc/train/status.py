@@ -189,9 +189,10 @@ def sparkline(values: Sequence[float]) -> str:
 def _state(ranks: Sequence[Rank], newest: int | None, total: int | None) -> tuple[State, str]:
     again = "the same command goes on" if newest else "the same command starts anew"
     complete = newest is not None and total is not None and newest >= total
-    failed = sorted((rank for rank in ranks if rank.phase == "failed"), key=lambda r: -r.age_s)
+    failed = [rank for rank in ranks if rank.phase == "failed"]
     if failed:
-        # The first to fail: the others only lost it. But who is killed says nothing.
+        # The first to fail by a fault of its own. But who is killed says nothing.
+        failed.sort(key=lambda rank: (rank.error == heartbeat.LOST, -rank.age_s))
         first = failed[0]
         mute = [rank for rank in ranks if rank.phase not in ("failed", "done")]
         names = ", ".join(f"rank {rank.rank} on {rank.host}" for rank in mute[:SHOWN])

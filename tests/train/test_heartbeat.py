@@ -74,14 +74,15 @@ def test_steps_are_written_every_few_seconds_and_phases_at_once(tmp_path: Path) 
     [
         (Interrupted("SIGUSR1 came"), "done", None),
         (RuntimeError("no\nmemory"), "failed", "no memory"),
+        (RuntimeError("pair.cc: Connection closed by peer"), "failed", heartbeat.LOST),
         (KeyboardInterrupt(), "failed", "KeyboardInterrupt"),
     ],
-    ids=["signal", "error", "silent error"],
+    ids=["signal", "error", "another's", "silent error"],
 )
 def test_how_a_rank_ended_is_told(
     tmp_path: Path, error: BaseException, phase: str, words: str | None
 ) -> None:
-    with pytest.raises(type(error)), Heartbeat(tmp_path, 0):
+    with pytest.raises(type(error)), Heartbeat(tmp_path, 0, lost=["Connection closed"]):
         raise error
     assert (told(tmp_path)["phase"], told(tmp_path).get("error")) == (phase, words)
 

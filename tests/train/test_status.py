@@ -19,7 +19,7 @@ from sssd_hpc import cli
 from sssd_hpc import config as configs
 from sssd_hpc.errors import UserError
 from sssd_hpc.progress import duration
-from sssd_hpc.train import status
+from sssd_hpc.train import heartbeat, status
 from sssd_hpc.train.restart import Attempt, record
 
 NOW = 1_000_000.0
@@ -151,7 +151,8 @@ def test_a_dead_run(run: Path) -> None:
 
 
 def test_the_first_rank_to_fail_and_the_mute_one_are_named(run: Path) -> None:
-    beat(run, 0, "failed", age=3, error="Connection closed by peer")
+    beat(run, 0, "failed", age=6, error=heartbeat.LOST)
+    beat(run, 3, "failed", age=3, error="later")
     beat(run, 1, "failed", age=5, error="out of memory")
     beat(run, 2, "step", age=9)
     found = status.examine(run, now=NOW)
