@@ -183,7 +183,8 @@ def deepspeed_config(train: TrainConfig, world_size: int) -> dict[str, Any]:
         # Sums in the order of the parameters, not of whichever gradient came first.
         zero |= {"overlap_comm": False, "contiguous_gradients": True}
     if train.zero_stage == 3:
-        # The network is small beside its activations: gather whole blocks, keep nothing whole.
+        # Spread small parameters, too. What was gathered in forward stays until backward, by
+        # DeepSpeed's defaults: the weights are small beside the activations.
         zero |= {"stage3_param_persistence_threshold": 0}
     return {
         "train_batch_size": share * world_size * train.accumulation_steps,
