@@ -68,3 +68,4 @@ bench: setup
 	$(BIN)/python -m bench.prepare
 	$(BIN)/python -m bench
 	$(BIN)/python -m bench.report
+	$(BIN)/python -m bench.scaling
