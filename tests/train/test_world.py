@@ -154,3 +154,13 @@ def test_a_bad_step_may_be_skipped_and_is_counted(worlds: Any) -> None:
     assert sum(json.loads(row).get("skipped", 0) for row in rows) == 1
     step = tensors(worlds[0] / "skipped")["optimizer/step/head.weight"]
     assert float(step) == 7
+
+
+def test_the_last_attempts_ranks_left_their_heartbeats(worlds: Any) -> None:
+    for run, ranks in (("chain", [0]), ("three", [0, 1, 2]), ("spoiled", [0, 1])):
+        beats = sorted((worlds[0] / run / "heartbeats").iterdir())
+        told = [json.loads(path.read_text()) for path in beats]
+        assert [beat["rank"] for beat in told] == ranks
+        phase = "failed" if run == "spoiled" else "done"
+        assert {beat["phase"] for beat in told} == {phase}
+        assert all("loss is nan" in beat.get("error", "loss is nan") for beat in told)
