@@ -72,16 +72,6 @@ def both_ranks_run(run: Path) -> bool:
     return bool(seen(run, 0) and seen(run, 1))
 
 
-def start_again(lab: Lab, job: str) -> None:
-    """Start a requeued job without Slurm's two minutes of waiting.
-
-    Within the second of the requeue a node would still refuse it: "Job credential revoked".
-    """
-    poll("the requeue", 60, lambda: lab.job(job)["Reason"] == "BeginTime")
-    lab.run("scontrol", "update", f"JobId={job}", "StartTime=now+2")
-    poll("the second attempt", 60, lambda: lab.job(job)["JobState"] != "PENDING")
-
-
 def test_the_committed_script_starts_one_rank_a_node(lab: Lab, work: Path) -> None:
     flags = ["--run", "run a%t", "--x", "a 'b' \"c\" $(touch pwned) `touch pwned`\n\\ # é"]
     job = lab.sbatch(SCRIPT, *flags, cwd=work)
@@ -120,7 +110,6 @@ def test_a_signal_leads_to_a_second_attempt(lab: Lab, work: Path) -> None:
     run = work / "run"
     poll("both ranks", 30, lambda: both_ranks_run(run))
     lab.run("scancel", "--signal=USR1", job)
-    start_again(lab, job)
     assert lab.wait(job, "COMPLETED", 60)["Restarts"] == "1"
     (line,) = read_history(run, job)
     assert (line.exit_code, line.restart, line.requeue) == (75, 0, True)
@@ -132,7 +121,6 @@ def test_a_signal_leads_to_a_second_attempt(lab: Lab, work: Path) -> None:
 
 def test_a_rank_that_dies_once_costs_one_attempt(lab: Lab, work: Path) -> None:
     job = lab.sbatch(SCRIPT, "--run", "run", "die", cwd=work)
-    start_again(lab, job)
     assert lab.wait(job, "COMPLETED", 60)["Restarts"] == "1"
     (line,) = read_history(work / "run", job)
     assert line.exit_code == 137
@@ -142,7 +130,6 @@ def test_a_rank_that_dies_once_costs_one_attempt(lab: Lab, work: Path) -> None:
 
 def test_a_job_that_only_dies_is_stopped(lab: Lab, work: Path) -> None:
     job = lab.sbatch(SCRIPT, "--run", "run", "die", "always", cwd=work)
-    start_again(lab, job)
     assert lab.wait(job, "FAILED", 90)["Restarts"] == "1"
     first, second = read_history(work / "run", job)
     assert (first.requeue, second.requeue) == (True, False)
@@ -186,7 +173,6 @@ def test_submitits_job_comes_back_after_a_signal(lab: Lab, work: Path, name: str
     run = work / "run"
     poll("both ranks", 30, lambda: both_ranks_run(run))
     lab.run("scancel", f"--signal={name}", job)
-    start_again(lab, job)
     assert lab.wait(job, "COMPLETED", 60)["Restarts"] == "1"
     (line,) = read_history(run, job)
     assert (line.exit_code, line.requeue) == (75, True)

@@ -315,7 +315,7 @@ class Lab:
     def wait(self, job: str, states: str | Collection[str], timeout: float) -> dict[str, str]:
         """Wait until a job is in one of `states` and return what `job` says then.
 
-        Slurm holds a requeued job for two minutes (Reason=BeginTime); here it starts at once.
+        Slurm holds a requeued job for two minutes (Reason=BeginTime), here for two seconds.
         Raises: LabError when `timeout` seconds pass or the job ends in another state.
         """
         wanted = {states} if isinstance(states, str) else set(states)
@@ -331,8 +331,11 @@ class Lab:
                 return dict(found)
             if found["JobState"] in ENDED:
                 raise LabError(f"job {job} ended")
-            if found["JobState"] == "PENDING" and found["Reason"] == "BeginTime":
-                self.start_now(job)
+            held = found["JobState"] == "PENDING" and found["Reason"] == "BeginTime"
+            if held and found["StartTime"] != "Unknown":
+                start = datetime.fromisoformat(found["StartTime"])
+                if start.timestamp() > time.time() + 5:
+                    self.start_now(job)
             return None
 
         try:
@@ -341,8 +344,11 @@ class Lab:
             raise LabError(f"{error}\n{self._obituary(job, found)}") from None
 
     def start_now(self, job: str) -> None:
-        """End the two minutes for which a requeued job is held."""
-        self.run("scontrol", "update", f"JobId={job}", "StartTime=now", check=False)
+        """End the two minutes for which a requeued job is held.
+
+        Within the second of the requeue a node would still refuse it: "Job credential revoked".
+        """
+        self.run("scontrol", "update", f"JobId={job}", "StartTime=now+2", check=False)
 
     def node_states(self) -> dict[str, str]:
         """Each node's state as sinfo shortens it; a `*` says that it does not answer."""
