@@ -16,12 +16,15 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from signal import SIGTERM, SIGUSR1, SIGUSR2
 
 from sssd_hpc import files
 from sssd_hpc.errors import UserError
 
 HISTORY = "restarts.jsonl"
 DONE, USER, RESUMABLE = 0, 2, 75
+# A rank that is told to stop before it listens, while Python starts, dies of USR1, USR2 or TERM.
+STOPPED_EARLY = (RESUMABLE, *(128 + number for number in (SIGUSR1, SIGUSR2, SIGTERM)))
 REQUEUED, STOPPED = 0, 1
 BUDGET = 10
 """Crashes that one job may come back from, and attempts in a row that may end where they began."""
@@ -61,7 +64,7 @@ def decide(
         return False, "finished"
     if exit_code == USER:
         return False, "exit code 2: it would fail the same way again; mend what its error names"
-    crashed = exit_code != RESUMABLE
+    crashed = exit_code not in STOPPED_EARLY
     why = f"exit code {exit_code}"
     idle, idle_crashes = _idle(crashed, samples, history)
     if crashed and idle_crashes >= PATIENCE:
@@ -73,7 +76,8 @@ def decide(
         return False, f"{why}, and the budget of {budget} restarts after a crash is used up"
     if crashed:
         return True, f"{why}, restart {crashes} of {budget} after a crash"
-    return True, f"{why}: stopped early, its state saved"
+    saved = "its state saved" if exit_code == RESUMABLE else "while it started"
+    return True, f"{why}: stopped early, {saved}"
 
 
 def _idle(crashed: bool, samples: int, history: Sequence[Attempt]) -> tuple[int, int]:
@@ -88,7 +92,7 @@ def _idle(crashed: bool, samples: int, history: Sequence[Attempt]) -> tuple[int,
 
 
 def _crashed(attempt: Attempt) -> bool:
-    return attempt.exit_code not in (DONE, USER, RESUMABLE)
+    return attempt.exit_code not in (DONE, USER, *STOPPED_EARLY)
 
 
 def newest_samples(run: Path) -> int:
@@ -151,6 +155,17 @@ def ask(
         sleep(ASK_EVERY_S)
 
 
+def _not_ours(job_id: str, restart: int) -> str:
+    """Return why this attempt of a job must not requeue it, "" where it may."""
+    state, *count = ask(["squeue", "-h", "-j", job_id, "-O", "State,RestartCnt"]).split() or [""]
+    if count and count != [str(restart)]:
+        # This one's node was lost to Slurm, which did not wait; its requeue would end the next.
+        return f"attempt {count[0]} is under way, this was {restart}"
+    # Requeued now, a job that was cancelled would come back.
+    ends = "Slurm itself ends, or requeues, what it stops"
+    return "" if state == "RUNNING" else f"it is {state or 'gone'}: {ends}"
+
+
 def main(args: Sequence[str] | None = None) -> int:
     """Decide, record, say and do it. Returns 0 when the job is in the queue again, else 1."""
     parser = argparse.ArgumentParser(prog="python -m sssd_hpc.train.restart", description=__doc__)
@@ -165,14 +180,13 @@ def main(args: Sequence[str] | None = None) -> int:
     samples = newest_samples(given.run)
     history = read_history(given.run, job_id)
     again, reason = decide(given.exit_code, samples, history, budget=given.budget)
+    restart = int(environ.get("SLURM_RESTART_COUNT") or 0)
     try:
-        # Requeued now, a job that was cancelled would come back.
-        if again and (state := ask(["squeue", "-h", "-j", job_id, "-o", "%T"])) != "RUNNING":
-            again = False
-            reason = f"{reason}; it is {state}: Slurm itself ends, or requeues, what it stops"
+        if again and (why := _not_ours(job_id, restart)):
+            again, reason = False, f"{reason}; {why}"
         attempt = Attempt(
             job_id=job_id,
-            restart=int(environ.get("SLURM_RESTART_COUNT") or 0),
+            restart=restart,
             time=round(time.time(), 3),
             exit_code=given.exit_code,
             samples=samples,

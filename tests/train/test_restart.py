@@ -34,6 +34,7 @@ DECISIONS = {
     "preempted": (75, 100, [], True, "its state saved"),
     "preempted before the first checkpoint": (75, 0, [], True, "its state saved"),
     "preempted for the 50th time": (75, 51, [(75, n) for n in range(1, 51)], True, "saved"),
+    "told to stop while Python starts": (143, 0, [(143, 0), (138, 0)], True, "while it started"),
     "preempted, nine idle": (75, 8, [(75, 8)] * 9, True, "saved"),
     "preempted, ten idle": (75, 8, [(75, 8)] * 10, False, "10 attempts in a row"),
     "preempted, never anything": (75, 0, [(75, 0)] * 9, False, "10 attempts in a row"),
@@ -98,7 +99,7 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Stand-ins for squeue and scontrol: they answer from files, and note what they were asked."""
     folder = tmp_path / "bin"
     folder.mkdir()
-    for name, answer in (("squeue", "RUNNING"), ("scontrol", "")):
+    for name, answer in (("squeue", "RUNNING             3"), ("scontrol", "")):
         tool = folder / name
         tool.write_text(
             f'#!/bin/sh\necho "{name} $*" >>{folder}/asked\n'
@@ -135,11 +136,19 @@ def test_a_stop_asks_slurm_nothing(slurm: Path, tmp_path: Path) -> None:
 
 
 def test_a_cancelled_job_does_not_come_back(slurm: Path, tmp_path: Path) -> None:
-    (slurm / "squeue.answer").write_text("COMPLETING")
+    (slurm / "squeue.answer").write_text("COMPLETING          3")
     assert ended(tmp_path, STOPPED_EARLY) == restart.STOPPED
     assert "requeue 7" not in (slurm / "asked").read_text()
     (line,) = restart.read_history(tmp_path, "7")
     assert "it is COMPLETING" in line.reason
+
+
+def test_an_attempt_that_slurm_gave_up_leaves_the_next_alone(slurm: Path, tmp_path: Path) -> None:
+    (slurm / "squeue.answer").write_text("RUNNING             4")
+    assert ended(tmp_path, KILLED) == restart.STOPPED
+    assert "requeue 7" not in (slurm / "asked").read_text()
+    (line,) = restart.read_history(tmp_path, "7")
+    assert "attempt 4 is under way, this was 3" in line.reason
 
 
 def test_a_refusal_is_one_line(
@@ -161,7 +170,7 @@ def test_a_controller_that_is_away_is_asked_again(slurm: Path) -> None:
         if len(waits) == 3:
             (slurm / "refusal").unlink()
 
-    assert restart.ask(["squeue"], sleep=back_after_three) == "RUNNING"
+    assert restart.ask(["squeue"], sleep=back_after_three).startswith("RUNNING")
     assert len(waits) == 3
 
 
