@@ -6,6 +6,7 @@ Exit codes: 0 done; 2 the user's mistake (one line on stderr); 75 stopped early 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import errno
@@ -314,24 +315,30 @@ def _run(args: list[str]) -> int:
     try:
         _dispatch(args)
     except UserError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        _say(f"error: {' '.join(str(error).split())}")
         return EXIT_USER
     except PeerLost as loss:
-        print(f"error: {loss}", file=sys.stderr)
+        _say(f"error: {loss}")
         return EXIT_FAILED
     except Interrupted as stop:
-        print(f"stopped early: {stop}", file=sys.stderr)
+        _say(f"stopped early: {stop}")
         return EXIT_RESUMABLE
     except KeyboardInterrupt as stop:
         reason = str(stop) or "interrupted"
-        print(f"stopped early: {reason}; the same command goes on", file=sys.stderr)
+        _say(f"stopped early: {reason}; the same command goes on")
         return EXIT_RESUMABLE
     except OSError as error:
         bad_path = error.errno in BAD_PATH
         hint = "; name another path" if bad_path else ""
-        print(f"error: {' '.join(str(error).split())}{hint}", file=sys.stderr)
+        _say(f"error: {' '.join(str(error).split())}{hint}")
         return EXIT_USER if bad_path else EXIT_FAILED
     return 0
+
+
+def _say(words: str) -> None:
+    # Where the log lies on the full disk that is the error, the exit code still tells.
+    with contextlib.suppress(OSError):
+        print(words, file=sys.stderr)
 
 
 def _dispatch(args: list[str]) -> None:

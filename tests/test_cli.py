@@ -111,6 +111,12 @@ def test_exit_codes(
     assert err.count("\n") == 1
 
 
+def test_an_error_that_cannot_be_printed_keeps_its_exit_code() -> None:
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-u", "-m", "sssd_hpc", "nonsense"]
+        assert subprocess.run(command, stderr=full, cwd=Path(__file__).parents[1]).returncode == 2
+
+
 @pytest.mark.parametrize("command", ["train", "sample", "evaluate"])
 def test_a_flipped_bit_in_a_store_stops_what_reads_it(
     command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
