@@ -19,6 +19,7 @@ ROUNDING = 2e-5
 STAGES = [
     {"run": f"stage-{stage}", "world": 2, "settings": {"zero_stage": stage}} for stage in range(4)
 ]
+DAMAGES = ["flipped", "cut", "missing", "outside"]
 CHAIN = [(1, 0, 8), (2, 2, 16), (3, 3, 22), (2, 1, 26), (1, 0, 32)]
 PLANS: list[dict[str, Any]] = [
     {"run": "alone", "world": 1},
@@ -47,6 +48,10 @@ PLANS: list[dict[str, Any]] = [
     {"run": "killed", "world": 2, "settings": {"zero_stage": 2}},
     {"run": "spoiled", "world": 2, "settings": {}, "spoil": [1, 12]},
     {"run": "skipped", "world": 2, "settings": {"bad_steps": 1}, "spoil": [1, 12]},
+    *(
+        {"run": how, "world": 2, "settings": {"zero_stage": 2}, "damage": how, "of": "stage-2"}
+        for how in DAMAGES
+    ),
 ]
 
 
@@ -59,7 +64,7 @@ def worlds(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[st
         input=json.dumps(PLANS),
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=560,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
@@ -164,3 +169,15 @@ def test_the_last_attempts_ranks_left_their_heartbeats(worlds: Any) -> None:
         phase = "failed" if run == "spoiled" else "done"
         assert {beat["phase"] for beat in told} == {phase}
         assert all("loss is nan" in beat.get("error", "loss is nan") for beat in told)
+
+
+@pytest.mark.parametrize("how", DAMAGES)
+def test_a_damaged_checkpoint_is_said_and_the_one_before_used(worlds: Any, how: str) -> None:
+    first, second = outcomes(worlds, how)[0]["said"]
+    assert first.count("checkpoints/samples-000000032 is damaged and passed over") == 1
+    assert "damaged" not in second
+    ours, theirs = tensors(worlds[0] / how), tensors(worlds[0] / "stage-2")
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
+    if how == "outside":
+        assert len([*(worlds[0] / "elsewhere").iterdir()]) == 8

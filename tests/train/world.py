@@ -3,9 +3,10 @@
 python world.py FOLDER < plans.json > outcomes.json
 
 A plan is {"run": name, "world": 2, "settings": {...}} and may hold "signal": [rank, name, samples]
-(a signal to a rank at a count of samples) and "spoil": [rank, samples] (a rank's loss is NaN
-there). Its outcome is the exit code and the last words of each rank. Ranks are forked from one
-process that has imported everything, which saves seconds a plan.
+(a signal to a rank at a count of samples), "spoil": [rank, samples] (a rank's loss is NaN there),
+or "of": run and "damage": kind (what is done to the newest checkpoint of a copy of it first). Its
+outcome is the exit code and the last words of each rank. Ranks are forked from one process that has
+imported everything, which saves seconds a plan.
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ import contextlib
 import importlib
 import importlib.util
 import json
+import logging
 import os
+import shutil
 import signal
 import socket
 import sys
@@ -44,6 +47,29 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def damage(run: Path, how: str) -> None:
+    """Harm the newest checkpoint of a run on two ranks; `latest` then points at nothing of it."""
+    newest = max((run / "checkpoints").iterdir())
+    file = newest / "optimizer-00001-of-00002.safetensors"
+    if how == "flipped":
+        content = bytearray(file.read_bytes())
+        content[-9] ^= 1
+        file.write_bytes(content)
+    elif how == "cut":
+        os.truncate(file, file.stat().st_size // 2)
+    elif how == "missing":
+        file.unlink()
+    elif how == "outside":
+        elsewhere = run.with_name("elsewhere")
+        shutil.move(newest, elsewhere)
+        newest.symlink_to(elsewhere)
+    (run / "latest").unlink()
+    if how == "missing":
+        (run / "latest").symlink_to("nowhere")
+    else:
+        (run / "latest").write_text("../elsewhere\n")
+
+
 def disturb(plan: dict[str, Any], rank: int) -> None:
     """Have this rank send itself a signal, or spoil its loss, at a count of samples."""
     whom, name, at = plan.get("signal", (None, "SIGTERM", 0))
@@ -68,6 +94,8 @@ def rank_of(plan: dict[str, Any], rank: int, port: int, folder: Path, small: Mod
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
     os.environ.update(dict(zip(names, map(str, place), strict=True)))
     disturb(plan, rank)
+    if "damage" in plan:
+        logging.basicConfig(level=logging.WARNING, stream=sys.stdout, format="%(message)s")
     try:
         # Three groups of parameters, no two of which are treated alike.
         settings = {"learning_rate": 0.01, "weight_decay": 0.1, "kernel_rate": 0.3}
@@ -87,6 +115,9 @@ def rank_of(plan: dict[str, Any], rank: int, port: int, folder: Path, small: Mod
 
 def outcome(plan: dict[str, Any], folder: Path, small: ModuleType) -> dict[str, Any]:
     port, children = free_port(), []
+    if "damage" in plan:
+        shutil.copytree(folder / plan["of"], folder / plan["run"])
+        damage(folder / plan["run"], plan["damage"])
     began = time.monotonic()
     for rank in range(plan["world"]):
         words = folder / f"rank-{rank}.txt"
