@@ -23,7 +23,7 @@ from types import TracebackType
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save_file
 from torch import Tensor
 
 from sssd_hpc import files
@@ -269,19 +269,20 @@ def read(path: Path) -> Checkpoint:
     if match is None or manifest["samples"] != int(match[1]):
         raise UserError(f"{path / MANIFEST} counts {manifest['samples']} samples")
     hashes = manifest["sha256"]
+    tensors: dict[str, dict[str, Tensor]] = {}
     for name, expected in hashes.items():
         member = files.inside(path, name)
         if member.is_symlink() or not member.is_file():
             raise UserError(f"{member} is missing")
-        if files.sha256_file(member) != expected:
+        # Bytes, not a mapped file: retention removes it while training still holds the tensors.
+        content = member.read_bytes()
+        if files.sha256_bytes(content) != expected:
             raise UserError(f"{member} does not have the SHA-256 of its manifest")
-    if STATE not in hashes:
-        raise UserError(f"{path / MANIFEST} does not name {STATE}")
-    tensors: dict[str, dict[str, Tensor]] = {}
-    for name in hashes:
         if name.endswith(".safetensors"):
             stem = Path(name).stem.partition("-")[0]
-            tensors.setdefault(stem, {}).update(load_file(path / name))
+            tensors.setdefault(stem, {}).update(load(content))
+    if STATE not in hashes:
+        raise UserError(f"{path / MANIFEST} does not name {STATE}")
     return Checkpoint(manifest["samples"], tensors, files.read_json(path / STATE))
 
 

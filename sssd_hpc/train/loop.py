@@ -9,6 +9,7 @@ alone writes what is not spread. What a run may be resumed with is checked in `r
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import math
 import time
@@ -181,6 +182,8 @@ class Trainer:
             state = TrainState(model, buffers, engine, self.group, every=train.zero_stage == 3)
             if self.found:
                 state.restore(self.found)
+                # Its tensors are the engine's now.
+                self.found = dataclasses.replace(self.found, tensors={})
             self._loop(state, stop)
             return state.samples
 

@@ -158,8 +158,7 @@ def open_group(ranks: Ranks, backend: str, timeout_s: float) -> Iterator[Group]:
         timeout_s: seconds after which a silent peer is taken for dead.
 
     Raises:
-        UserError: the ranks do not find each other.
-        PeerLost: one of them is gone or silent.
+        PeerLost: the ranks do not find each other, or one of them is gone or silent.
     """
     if ranks.world_size == 1:
         yield Group()
@@ -173,7 +172,7 @@ def open_group(ranks: Ranks, backend: str, timeout_s: float) -> Iterator[Group]:
             timeout=timedelta(seconds=timeout_s),
         )
     except (RuntimeError, ValueError) as error:
-        raise UserError(
+        raise PeerLost(
             f"rank {ranks.rank} of {ranks.world_size} does not reach the others at "
             f"{ranks.master_addr}:{ranks.master_port}: {' '.join(str(error).split())[:200]}"
         ) from error
