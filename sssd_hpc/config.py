@@ -142,6 +142,9 @@ class TrainConfig:
     """Share of records trained with every label unknown, for guidance (nle embedding only)."""
     checkpoint_every: int = 4000
     """Samples between checkpoints, as in the paper's convergence analysis."""
+    checkpoint_gap_s: float = 60.0
+    """Least seconds from one checkpoint to the next: fast training passes over those that would
+    come sooner; 0 makes all of them."""
     keep_checkpoints: int = 3
     """Newest checkpoints kept; older ones are removed."""
     log_every: int = 400
@@ -189,7 +192,7 @@ class TrainConfig:
         for name in ("learning_rate", "kernel_rate", "ema_half_life_samples"):
             value = getattr(self, name)
             _check(math.isfinite(value) and value > 0, f"train.{name}", value, "positive")
-        for name in ("warmup_samples", "weight_decay", "grad_clip"):
+        for name in ("warmup_samples", "weight_decay", "grad_clip", "checkpoint_gap_s"):
             value = getattr(self, name)
             _check(math.isfinite(value) and value >= 0, f"train.{name}", value, "zero or more")
         _check(0 <= self.label_dropout < 1, "train.label_dropout", self.label_dropout, "in [0, 1)")

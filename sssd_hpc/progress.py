@@ -5,6 +5,7 @@ Everything goes to stderr, so that stdout carries results alone.
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from types import TracebackType
@@ -98,4 +99,6 @@ class Progress:
             f"ETA {duration(left)}" if self._done < self._total else "",
             self._note,
         ]
-        print(", ".join(part for part in parts if part), file=sys.stderr, flush=True)
+        # A log on a full disk stops no work: what the work itself writes will tell.
+        with contextlib.suppress(OSError):
+            print(", ".join(part for part in parts if part), file=sys.stderr, flush=True)

@@ -44,7 +44,8 @@ Tensors = Mapping[str, Tensor]
 class Checkpoint:
     """All that a run needs to go on after `samples` records.
 
-    `tensors` maps a file's stem to its named tensors, `state` holds plain JSON values.
+    `tensors` maps a file's stem to its named tensors, contiguous and on the CPU; `state` holds
+    plain JSON values.
     """
 
     samples: int
@@ -78,11 +79,11 @@ class Writer:
         run: the run's folder.
         group: the processes of the run.
         keep: how many checkpoints to keep.
-        then: called by rank 0 in the thread with the folder of each new checkpoint.
+        then: called by rank 0 in the thread with each new checkpoint, whole.
     """
 
     def __init__(
-        self, run: Path, group: Group, keep: int, then: Callable[[Path], None] | None = None
+        self, run: Path, group: Group, keep: int, then: Callable[[Checkpoint], None] | None = None
     ) -> None:
         self._run, self._group, self._keep, self._then = run, group, keep, then
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
@@ -104,7 +105,7 @@ class Writer:
         if self._part is not None and self._group.rank == 0:
             shutil.rmtree(self._temp, ignore_errors=True)
         if kind is None:
-            self._rest()
+            self._group.first(self._rest)
 
     @property
     def pending(self) -> bool:
@@ -145,9 +146,11 @@ class Writer:
             )
         )
         self._part = self._written = None
-        self._rest()
+        self._group.first(self._rest)
         if self._then and self._group.rank == 0:
-            self._after = self._pool.submit(self._then, path)
+            whole = (lambda: part) if self._group.world_size == 1 else (lambda: read(path))
+            then = self._then
+            self._after = self._pool.submit(lambda: then(whole()))
 
     def _rest(self) -> None:
         """Wait for what came after the checkpoint before; raise what it raised."""
@@ -174,7 +177,7 @@ def _write(path: Path, temp: Path, tensors: Mapping[str, Tensors], group: Group)
     with _refusing(path):
         for stem, named in tensors.items():
             file = temp / f"{stem}{suffix}.safetensors"
-            save_file({name: t.detach().cpu().contiguous() for name, t in named.items()}, file)
+            save_file(dict(named), file)
             files.fsync_path(file)
             hashes[file.name] = files.sha256_file(file)
     return hashes
@@ -204,7 +207,7 @@ def _commit(
         temp.rename(path)
         files.fsync_path(path.parent)
         point(run, path)
-        _retain(path.parent, part.samples, keep)
+        _retain(path, keep)
 
 
 @contextlib.contextmanager
@@ -303,12 +306,12 @@ def _names(place: Path) -> list[str]:
     return sorted((e.name for e in place.iterdir() if FOLDER.fullmatch(e.name)), reverse=True)
 
 
-def _retain(place: Path, samples: int, keep: int) -> None:
-    """Remove all but the newest `keep`, and those beyond `samples`, which did not load."""
-    names = _names(place)
-    here = names.index(f"samples-{samples:09d}")
+def _retain(path: Path, keep: int) -> None:
+    """Keep `path` and the newest before it, `keep` in all; those beyond it did not load."""
+    names = _names(path.parent)
+    here = names.index(path.name)
     for name in [*names[:here], *names[here + keep :]]:
-        _discard(place / name)
+        _discard(path.parent / name)
 
 
 def _discard(path: Path) -> None:

@@ -117,17 +117,11 @@ class Engine:
         """Return this rank's part, as `local`, of a whole tensor."""
         if self._stage != 3:
             return whole
-        return (
-            self._padded(name, whole)
-            .chunk(torch.distributed.get_world_size())[torch.distributed.get_rank()]
-            .clone()
-        )
-
-    def _padded(self, name: str, whole: Tensor) -> Tensor:
-        """Return a tensor flat, filled up so that all ranks' shards are equally long."""
         parameter: Any = self._parameters[name]
-        size = parameter.ds_tensor.numel() * torch.distributed.get_world_size()
-        return nn.functional.pad(whole.flatten(), (0, size - whole.numel()))
+        length = parameter.ds_tensor.numel()
+        size = length * torch.distributed.get_world_size()
+        padded = nn.functional.pad(whole.flatten(), (0, size - whole.numel()))
+        return padded.split(length)[torch.distributed.get_rank()].clone()
 
     def moments(self, name: str) -> dict[str, Tensor]:
         """Return AdamW's whole moments of a parameter and its step, {} before the first step.

@@ -14,7 +14,7 @@ import logging
 import math
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
@@ -105,10 +105,14 @@ def train(config: Config, store: Store, run: Path) -> None:
 
         group.everywhere(follow)
         trainer = Trainer(config, store, run, group, kept.pop(), heart)
-        if group.rank == 0:
+
+        def sign() -> None:
             files.atomic_write_text(run / "config.yaml", configs.dump(config))
+            metrics.truncate(run / "metrics.jsonl", samples or 0)
             if samples is not None:
                 checkpoints.point(run, checkpoints.folder(run, samples))
+
+        group.first(sign)
         samples = trainer.go_on(stop)
         name = next(filter(None, group.gather(stop.name)), None)
         if name and samples < config.train.samples:
@@ -130,6 +134,16 @@ def learning_rate(train: TrainConfig, samples: int) -> float:
         done = (samples - warm) / max(1, train.samples - warm)
         rate *= 0.5 * (1.0 + math.cos(math.pi * min(1.0, done)))
     return rate
+
+
+class Vote(NamedTuple):
+    """What every rank knows of a step once it has ended, the same on each."""
+
+    loss: float
+    stopping: bool
+    """Whether a signal came to any rank."""
+    rested: bool
+    """Whether the last checkpoint is as long ago as `train.checkpoint_gap_s` says."""
 
 
 class Trainer:
@@ -168,6 +182,10 @@ class Trainer:
         self.peak = peak and peak * world_size
         self.seen: dict[str, float] = {}
         """What progress shows of the last line of metrics.jsonl."""
+        self.saved_at = -math.inf
+        """When the last checkpoint was begun, by this process's monotonic clock."""
+        self.prepared = 0.0
+        """When the last piece's data were ready."""
 
     def go_on(self, stop: StopFlag) -> int:
         """Step until the configured count of samples or a signal, logging and saving.
@@ -189,8 +207,6 @@ class Trainer:
 
     def _loop(self, state: TrainState, stop: StopFlag) -> None:
         train, saved = self.config.train, state.samples
-        if self.group.rank == 0:
-            metrics.truncate(self.run / "metrics.jsonl", saved)
         shown = Progress("train", total=train.samples, unit="samples", done=saved)
         keep = train.keep_checkpoints
         with (
@@ -203,60 +219,60 @@ class Trainer:
             stopping = False
             while state.samples < train.samples and not stopping:
                 before = state.samples
-                loss, stopping = self._step(state, stop)
+                loss, stopping, rested = self._step(state, stop)
                 self.heart.beat("step", state.samples)
                 if progress:
                     told = {"loss": loss, "grad_norm": state.norm, "lr": state.rate}
                     progress.advance(state.samples - before, **told, **self.seen)
                 if _crossed(train.log_every, before, state) or state.samples == train.samples:
                     since = self._log_line(state, since)
-                if _crossed(train.checkpoint_every, before, state):
-                    self.heart.beat("save", state.samples)
-                    writer.begin(state.capture(resume.data_facts(self.store)))
-                    saved = state.samples
+                if rested and _crossed(train.checkpoint_every, before, state):
+                    saved = self._save(state)
             self.heart.beat("save", state.samples)
             if state.samples > saved:
-                writer.begin(state.capture(resume.data_facts(self.store)))
+                self._save(state)
             writer.finish()
             stale = resume.exported_samples(self.run) != state.samples
             if self.found and self.found.samples == state.samples and stale:
-                self.group.first(lambda: self._export(checkpoints.folder(self.run, state.samples)))
+                path = checkpoints.folder(self.run, state.samples)
+                self.group.first(lambda: self._export(checkpoints.read(path)))
 
-    def _step(self, state: TrainState, stop: StopFlag) -> tuple[float, bool]:
-        """Take one optimizer step; return its loss, and whether a signal came to any rank."""
+    def _save(self, state: TrainState) -> int:
+        """Begin a checkpoint; return its count of samples."""
+        self.heart.beat("save", state.samples)
+        self.writer.begin(state.capture(resume.data_facts(self.store)))
+        self.saved_at = time.monotonic()
+        return state.samples
+
+    def _step(self, state: TrainState, stop: StopFlag) -> Vote:
+        """Take one optimizer step, and have all ranks agree on what follows from it."""
         train, group, engine = self.config.train, self.group, state.engine
         count = min(train.batch_size, train.samples - state.samples)
         mine = range(state.samples, state.samples + count)[
             share(count, group.world_size, group.rank)
         ]
         state.rate = learning_rate(train, state.samples)
-        sum_of_losses, norm, stopping = 0.0, None, False
-        own_s = [0.0] * group.world_size
+        sum_of_losses, norm, vote = 0.0, None, None
+        own_s = 0.0
         for piece in range(train.accumulation_steps):
             numbers = mine[share(len(mine), train.accumulation_steps, piece)]
             began = time.monotonic()
             loss = self._loss(engine, numbers or range(state.samples, state.samples + 1))
             sum_of_losses += len(numbers) * float(loss.detach())
-            own_s[group.rank] += time.monotonic() - began
+            # At stage 3 forward gathers weights, and so waits for the slowest rank.
+            own_s += (self.prepared if train.zero_stage == 3 else time.monotonic()) - began
             if piece == train.accumulation_steps - 1:
-                flags = bool(stop.name), self.writer.busy
-                total, signals, busy, *own_s = group.total(
-                    [sum_of_losses, *flags, *own_s], engine.device
-                )
-                if group.rank == 0:
-                    self.stragglers.add(own_s)
-                value, stopping = total / count, signals > 0
-                if self.writer.pending and not busy:
-                    self.writer.finish()
-                if not math.isfinite(value):
-                    self._skip(state, value, count)
-                    return value, stopping
+                vote = self._vote(sum_of_losses / count, own_s, stop, engine.device)
+                if not math.isfinite(vote.loss):
+                    self._skip(state, vote.loss, count)
+                    return vote
             # DeepSpeed divides by ranks and pieces; a rank without a record left adds nothing.
             engine.backward(
                 loss * (len(numbers) * group.world_size * train.accumulation_steps / count)
             )
             norm = engine.step(state.rate)
         assert norm is not None
+        assert vote is not None
         self._finite(state, "gradient norm", norm)
         state.bad = 0
         state.samples += count
@@ -266,9 +282,23 @@ class Trainer:
             batch=count,
             half_life=train.ema_half_life_samples,
         )
-        state.tally.add(value, norm)
+        state.tally.add(vote.loss, norm)
         state.norm = norm
-        return value, stopping
+        return vote
+
+    def _vote(self, loss: float, own_s: float, stop: StopFlag, device: torch.device) -> Vote:
+        """Sum the ranks' shares of the loss, and let each say what the others must know."""
+        group, seconds = self.group, [0.0] * self.group.world_size
+        seconds[group.rank] = own_s
+        # The first rank's clock counts.
+        rest = time.monotonic() - self.saved_at >= self.config.train.checkpoint_gap_s
+        flags = bool(stop.name), self.writer.busy, rest and group.rank == 0
+        total, signals, busy, rested, *seconds = group.total([loss, *flags, *seconds], device)
+        if group.rank == 0:
+            self.stragglers.add(seconds)
+        if self.writer.pending and not busy:
+            self.writer.finish()
+        return Vote(total, signals > 0, rested > 0)
 
     def _loss(self, engine: Engine, numbers: range) -> Tensor:
         """Return the mean loss of the samples of these numbers."""
@@ -284,6 +314,7 @@ class Trainer:
         if config.model.label_embedding == "nle":
             labels = drop_labels(labels, chance, train.label_dropout)
         x0, labels, t, eps = (x.to(engine.device) for x in (x0, labels, t, eps))
+        self.prepared = time.monotonic()
         loss = LOSSES[config.diffusion.prediction]
         return loss(engine, x0, labels, self.schedule, drawn=(t, eps))
 
@@ -326,19 +357,21 @@ class Trainer:
         row |= self.seen
         if tally.skipped:
             row["skipped"] = tally.skipped
-        if self.group.rank == 0:
+
+        def write() -> None:
             metrics.append(self.run / "metrics.jsonl", row)
-        if self.board:
-            self.board.add(row)
+            if self.board:
+                self.board.add(row)
+
+        self.group.first(write)
         return now, state.samples
 
     def _board(self, samples: int) -> contextlib.AbstractContextManager[Board | None]:
         wanted = self.config.train.tensorboard and self.group.rank == 0
         return Board(self.run, samples) if wanted else contextlib.nullcontext()
 
-    def _export(self, path: Path) -> None:
+    def _export(self, whole: Checkpoint) -> None:
         """Export the weights of a checkpoint."""
-        whole = checkpoints.read(path)
         metadata: dict[str, Any] = {
             "leads": list(self.leads),
             "labels": list(self.store.label_names),

@@ -112,21 +112,16 @@ class Group:
         """Let rank 0 work; return its result, a small object, to every rank.
 
         Raises:
-            UserError: rank 0's, on every rank.
+            UserError: rank 0's, or its failed access to a file, on every rank.
         """
-        if self.world_size == 1:
-            return work()
-        result: list[Any] = [None, None]
-        if self.rank == 0:
-            try:
-                result[0] = work()
-            except UserError as error:
-                result[1] = str(error)
-        dist.broadcast_object_list(result, src=0)
-        if result[1] is not None:
-            raise UserError(result[1])
-        value: T = result[0]
-        return value
+        answer: list[Any] = [_attempt(work) if self.rank == 0 else None]
+        if self.world_size > 1:
+            dist.broadcast_object_list(answer, src=0)
+        value, failure = answer[0]
+        if failure:
+            raise UserError(failure)
+        result: T = value
+        return result
 
     def everywhere(self, work: Callable[[], T]) -> list[T]:
         """Let every rank work; return all results, small objects, to every rank.
@@ -134,18 +129,23 @@ class Group:
         Raises:
             UserError: the first rank's that failed, on every rank.
         """
-        value: T | None = None
-        failure = ""
-        try:
-            value = work()
-        except UserError as error:
-            failure = str(error)
-        answers = self.gather((value, failure))
-        for rank, (_, message) in enumerate(answers):
-            if message:
+        answers = self.gather(_attempt(work))
+        for rank, (_, failure) in enumerate(answers):
+            if failure:
                 where = f"rank {rank}: " if self.world_size > 1 else ""
-                raise UserError(f"{where}{message}")
-        return [answer for answer, _ in answers]  # type: ignore[misc]
+                raise UserError(f"{where}{failure}")
+        return [value for value, _ in answers]  # type: ignore[misc]
+
+
+def _attempt(work: Callable[[], T]) -> tuple[T | None, str]:
+    """Return what the work returns, or the words of the error that every rank is to end with."""
+    try:
+        return work(), ""
+    except UserError as error:
+        return None, str(error)
+    except OSError as error:
+        # A full or failing disk: another attempt on it would end the same way.
+        return None, f"{error}; mend that and give the same command again"
 
 
 @contextlib.contextmanager

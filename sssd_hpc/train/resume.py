@@ -23,6 +23,7 @@ from sssd_hpc.train.checkpoint import Checkpoint
 CHANGEABLE = (
     "train.samples",
     "train.checkpoint_every",
+    "train.checkpoint_gap_s",
     "train.keep_checkpoints",
     "train.log_every",
     "train.activation_checkpointing",

@@ -22,6 +22,7 @@ from typing import Any
 from sssd_hpc.cli import main
 from sssd_hpc.train import loop
 from sssd_hpc.train.checkpoint import Writer
+from sssd_hpc.train.loop import Vote
 
 RUN = Path(sys.argv[sys.argv.index("--run") + 1])
 RANK = int(os.environ.get("SLURM_PROCID", os.environ.get("RANK", "0")))
@@ -34,7 +35,7 @@ def install(faults: dict[str, Any]) -> None:
     killed, last = faults.get("kill", (None, 0))
     writes = 0
 
-    def disturbed_step(trainer: Any, state: Any, stop: Any) -> tuple[float, bool]:
+    def disturbed_step(trainer: Any, state: Any, stop: Any) -> Vote:
         if state.samples in (faults.get("gate"), where):
             trainer.writer.finish()
         if state.samples == faults.get("gate"):

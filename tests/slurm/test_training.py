@@ -34,6 +34,7 @@ train:
   batch_size: 4
   learning_rate: 0.01
   checkpoint_every: 8
+  checkpoint_gap_s: 0
   log_every: 4
   ema_half_life_samples: 16
   zero_stage: 2

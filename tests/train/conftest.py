@@ -52,6 +52,7 @@ def make_config(**train: Any) -> Config:
         "samples": 32,
         "batch_size": 4,
         "checkpoint_every": 8,
+        "checkpoint_gap_s": 0,
         "log_every": 12,
         "ema_half_life_samples": 16,
         **train,

@@ -23,7 +23,7 @@ from sssd_hpc.model.export import load_export
 from sssd_hpc.train import checkpoint, loop
 from sssd_hpc.train.build import build_model
 from sssd_hpc.train.checkpoint import load_newest
-from sssd_hpc.train.loop import learning_rate, train
+from sssd_hpc.train.loop import Vote, learning_rate, train
 from sssd_hpc.train.signals import StopFlag
 from sssd_hpc.train.state import TrainState
 
@@ -58,7 +58,7 @@ def before_step(monkeypatch: pytest.MonkeyPatch, action: Callable[[int], None]) 
     """Call `action(samples)` at the start of each step."""
     step = loop.Trainer._step
 
-    def acting(trainer: loop.Trainer, state: TrainState, stop: StopFlag) -> tuple[float, bool]:
+    def acting(trainer: loop.Trainer, state: TrainState, stop: StopFlag) -> Vote:
         action(state.samples)
         return step(trainer, state, stop)
 

@@ -20,6 +20,7 @@ STAGES = [
     {"run": f"stage-{stage}", "world": 2, "settings": {"zero_stage": stage}} for stage in range(4)
 ]
 DAMAGES = ["flipped", "cut", "missing", "outside"]
+BROKEN = {"metrics": "metrics.jsonl", "export": "export/model.safetensors", "latest": "latest"}
 CHAIN = [(1, 0, 8), (2, 2, 16), (4, 3, 22), (3, 1, 26), (1, 0, 32)]
 PLANS: list[dict[str, Any]] = [
     {"run": "alone", "world": 1},
@@ -50,6 +51,11 @@ PLANS: list[dict[str, Any]] = [
     {"run": "killed", "world": 2, "settings": {"zero_stage": 2}},
     {"run": "spoiled", "world": 2, "settings": {}, "spoil": [1, 12]},
     {"run": "skipped", "world": 2, "settings": {"bad_steps": 1}, "spoil": [1, 12]},
+    {"run": "slow", "world": 2, "settings": {"zero_stage": 3}, "slow": [1, 0.1]},
+    *(
+        {"run": f"broken-{kind}", "world": 2, "settings": {}, "break": name}
+        for kind, name in BROKEN.items()
+    ),
     *(
         {"run": how, "world": 2, "settings": {"zero_stage": 2}, "damage": how, "of": "stage-2"}
         for how in DAMAGES
@@ -101,6 +107,7 @@ def assert_close(run: Path, other: Path, bound: float = ROUNDING) -> None:
 
 def test_every_rank_of_every_plan_ends_as_it_should(worlds: Any) -> None:
     expected = {"signalled": [[75, 75], [0, 0]], "spoiled": [[2, 2]]}
+    expected |= {f"broken-{kind}": [[2, 2]] for kind in BROKEN}
     for run in {plan["run"] for plan in PLANS} - {"killed"}:
         found = outcomes(worlds, run)
         default = [[0] * len(one["codes"]) for one in found]
@@ -168,6 +175,25 @@ def test_a_bad_step_may_be_skipped_and_is_counted(worlds: Any) -> None:
     assert sum(json.loads(row).get("skipped", 0) for row in rows) == 1
     step = tensors(worlds[0] / "skipped")["optimizer/step/head.weight"]
     assert float(step) == 7
+
+
+def test_a_slow_rank_is_named_at_any_stage(worlds: Any) -> None:
+    first, second = outcomes(worlds, "slow")[0]["said"]
+    assert first.startswith("rank 1 on ")
+    assert first.count("is slow") == 1
+    assert second == ""
+
+
+@pytest.mark.parametrize(("kind", "name"), BROKEN.items())
+def test_what_rank_0_alone_cannot_write_ends_every_rank_with_the_same_words(
+    worlds: Any, kind: str, name: str
+) -> None:
+    first, second = outcomes(worlds, f"broken-{kind}")[0]["said"]
+    assert first == second
+    assert name in first
+    assert "same command again" in first
+    places = [path.name for path in (worlds[0] / f"broken-{kind}" / "checkpoints").iterdir()]
+    assert "samples-000000008" in places
 
 
 def test_the_last_attempts_ranks_left_their_heartbeats(worlds: Any) -> None:

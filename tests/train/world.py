@@ -4,9 +4,10 @@ python world.py FOLDER < plans.json > outcomes.json
 
 A plan is {"run": name, "world": 2, "settings": {...}} and may hold "signal": [rank, name, samples]
 (a signal to a rank at a count of samples), "spoil": [rank, samples] (a rank's loss is NaN there),
-or "of": run and "damage": kind (what is done to the newest checkpoint of a copy of it first). Its
-outcome is the exit code and the last words of each rank. Ranks are forked from one process that has
-imported everything, which saves seconds a plan.
+"slow": [rank, seconds] (its data take so much longer, each step), "break": name (rank 0 cannot
+write that file of the run from 12 samples on), or "of": run and "damage": kind (what is done to the
+newest checkpoint of a copy of it first). Its outcome is the exit code and the last words of each
+rank. Ranks are forked from one process that has imported everything, which saves seconds a plan.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ from types import ModuleType
 from typing import Any
 
 from sssd_hpc.errors import Interrupted, PeerLost, UserError
-from sssd_hpc.train import engine, loop
+from sssd_hpc.train import engine, heartbeat, loop
+from sssd_hpc.train.loop import Vote
 
 DEADLINE_S = 100.0
 
@@ -71,14 +73,17 @@ def damage(run: Path, how: str) -> None:
 
 
 def disturb(plan: dict[str, Any], rank: int) -> None:
-    """Have this rank send itself a signal, or spoil its loss, at a count of samples."""
+    """Have this rank send itself a signal, spoil its loss, be slow or find a full disk."""
     whom, name, at = plan.get("signal", (None, "SIGTERM", 0))
     spoiled, when = plan.get("spoil", (None, 0))
-    step, loss = loop.Trainer._step, loop.Trainer._loss
+    slow, wait_s = plan.get("slow", (None, 0.0))
+    step, loss, draw = loop.Trainer._step, loop.Trainer._loss, loop.draw
 
-    def acting(trainer: Any, state: Any, stop: Any) -> tuple[float, bool]:
+    def acting(trainer: Any, state: Any, stop: Any) -> Vote:
         if rank == whom and state.samples == at:
             os.kill(os.getpid(), getattr(signal, name))
+        if rank == 0 and "break" in plan and state.samples == 12:
+            make_unwritable(trainer.run / plan["break"])
         return step(trainer, state, stop)
 
     def spoiling(trainer: Any, held: Any, numbers: range) -> Any:
@@ -86,7 +91,19 @@ def disturb(plan: dict[str, Any], rank: int) -> None:
         reached = numbers.start // 4 * 4 == when
         return value * float("nan") if rank == spoiled and reached else value
 
-    loop.Trainer._step, loop.Trainer._loss = acting, spoiling
+    def dawdling(*given: Any) -> Any:
+        time.sleep(wait_s if rank == slow else 0.0)
+        return draw(*given)
+
+    loop.Trainer._step, loop.Trainer._loss, loop.draw = acting, spoiling, dawdling
+    heartbeat.WATCH_S, heartbeat.WATCH_STEPS = 0.0, 4
+
+
+def make_unwritable(path: Path) -> None:
+    """Put a folder where a file is to be written: even root cannot write it then."""
+    with contextlib.suppress(FileNotFoundError):
+        path.unlink()
+    path.mkdir(parents=True)
 
 
 def rank_of(plan: dict[str, Any], rank: int, port: int, folder: Path, small: ModuleType) -> int:
@@ -94,7 +111,7 @@ def rank_of(plan: dict[str, Any], rank: int, port: int, folder: Path, small: Mod
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
     os.environ.update(dict(zip(names, map(str, place), strict=True)))
     disturb(plan, rank)
-    if "damage" in plan:
+    if {"damage", "slow"} & plan.keys():
         logging.basicConfig(level=logging.WARNING, stream=sys.stdout, format="%(message)s")
     try:
         # Three groups of parameters, no two of which are treated alike.
