@@ -167,12 +167,16 @@ def atomic_directory(path: Path) -> Iterator[Path]:
 
 
 def remove_temporaries(folder: Path) -> None:
-    """Remove what a killed writer left in `folder` (not below it)."""
+    """Remove what a killed writer left in `folder` (not below it); warn of what stays."""
     for entry in filter(is_temporary, folder.glob(f"{TEMP_PREFIX}*")):
-        if entry.is_dir() and not entry.is_symlink():
-            shutil.rmtree(entry)
-        else:
-            entry.unlink(missing_ok=True)
+        try:
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry)
+            else:
+                entry.unlink(missing_ok=True)
+        except OSError as error:
+            # On a node cut off from the others a writer may live on; a later call finds it dead.
+            _log.warning("%s stays: %s", entry, error)
 
 
 def inside(root: Path, relative: str) -> Path:

@@ -118,6 +118,18 @@ def test_only_temporaries_are_removed(tmp_path):
     assert names(tmp_path) == [".tmp-cache", ".tmp-of-another-program-7", "keep"]
 
 
+def test_what_another_still_writes_to_stays_and_is_told(tmp_path, monkeypatch, caplog):
+    folder = temp_name(tmp_path / "d")
+    folder.mkdir()
+
+    def rmtree(path):
+        raise OSError(errno.ENOTEMPTY, "Directory not empty", str(path))
+
+    monkeypatch.setattr(files.shutil, "rmtree", rmtree)
+    remove_temporaries(tmp_path)
+    assert f"{folder} stays: " in caplog.text
+
+
 def test_a_full_disk_is_told_with_the_files_name(tmp_path):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10, hard))

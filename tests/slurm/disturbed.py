@@ -3,7 +3,8 @@
 DISTURB holds the faults as JSON, by the attempt ("0", "1", .., or "*"):
 - gate: ranks wait at this count of samples for RUN/go, or for a signal;
 - kill: [rank, n], SIGKILL at its n-th write after its first checkpoint;
-- at: [rank, samples, what], where what is raise, memory, hang, nan or full (no file may grow).
+- at: [rank, samples, what], where what is raise, memory, kill, hang, nan or full (no file may
+  grow).
 Gates and faults come once the checkpoint before them is whole.
 Each rank notes in RUN/taken-<rank>.txt which samples it takes.
 """
@@ -77,6 +78,8 @@ def strike(what: str) -> None:
         raise ValueError("the cause")
     if what == "memory":
         raise MemoryError("the cause")
+    if what == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
     if what == "hang":
         os.kill(os.getpid(), signal.SIGSTOP)
     if what == "full":

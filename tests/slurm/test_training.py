@@ -201,6 +201,37 @@ def test_the_controller_dies(lab: Lab, train: Any, untouched: str) -> None:
     assert ending(run) == untouched
 
 
+def test_a_rank_fails_while_the_controller_is_away(lab: Lab, train: Any, untouched: str) -> None:
+    job, run = train({"0": {"gate": 12, "at": [1, 12, "raise"]}})
+    wait_at_gate(lab, job, run)
+    output = Path(lab.job(job)["StdOut"])
+    lab.kill_controller()
+    (run / "go").touch()
+    poll("the script asks to be requeued", 60, lambda: "asking again" in output.read_text())
+    lab.start_controller()
+    lab.wait(job, "COMPLETED", 120)
+    assert crashes(run, job) == [1]
+    assert ending(run) == untouched
+
+
+def test_a_second_job_cannot_train_in_the_same_folder(lab: Lab, train: Any, untouched: str) -> None:
+    job, run = train(GATE)
+    wait_at_gate(lab, job, run)
+    second, _ = train()
+    assert lab.wait(second, "FAILED", 60)["ExitCode"] == "2:0"
+    assert logs(run)["rank-0.log"].count("another process is training in") == 1
+    (run / "go").touch()
+    assert lab.wait(job, "COMPLETED", 60)["Restarts"] == "0"
+    assert ending(run) == untouched
+
+
+def test_a_rank_is_killed_before_its_first_step(lab: Lab, train: Any, untouched: str) -> None:
+    job, run = train({"0": {"at": [1, 0, "kill"]}})
+    lab.wait(job, "COMPLETED", 90)
+    assert crashes(run, job) == [137]
+    assert ending(run) == untouched
+
+
 def test_a_drained_node_is_left(lab: Lab, train: Any, untouched: str) -> None:
     job, run = train(GATE)
     nodes = wait_at_gate(lab, job, run)
@@ -271,6 +302,56 @@ def test_a_folder_turns_read_only(lab: Lab, train: Any) -> None:
             lab.run("umount", place, node=node)
     assert "Read-only file system" in logs(run)["rank-0.log"]
     assert [path.name for path in (run / "checkpoints").iterdir()] == ["samples-000000008"]
+
+
+@pytest.mark.parametrize("full", ["checkpoints", "."])
+def test_the_disk_is_full(
+    lab: Lab, train: Any, study: Path, untouched: str, tmp_path: Path, full: str
+) -> None:
+    """A node's own small file system, under the checkpoints or under all of the run."""
+    node, run = lab.nodes[0], tmp_path / "run"
+    place = run / full
+    place.mkdir(parents=True)
+
+    def there(*command: str) -> subprocess.CompletedProcess[str]:
+        return lab.run(*command, node=node, check=False)
+
+    # The script wants a gigabyte free before it starts.
+    assert there("mount", "-t", "tmpfs", "-o", "size=1100m", "tmpfs", str(place)).returncode == 0
+    try:
+        one = ("--nodes=1", "--ntasks-per-node=2", f"--nodelist={node}")
+        job, _ = train({"*": {"gate": 12}}, options=one)
+        gates = [str(run / f"gate-{rank}") for rank in range(2)]
+        poll("the ranks", 60, lambda: there("ls", *gates).returncode == 0)
+        there("dd", "if=/dev/zero", f"of={place / 'filling'}", "bs=1M")
+        there("dd", "if=/dev/zero", f"of={place / 'rest'}", "bs=4k")
+        there("touch", str(run / "go"))
+        found = lab.wait(job, "FAILED", 60)
+        assert (found["ExitCode"], found["Restarts"]) == ("2:0", "0")
+        if full == "checkpoints":
+            assert "No space left on device" in logs(run)["rank-0.log"]
+        else:
+            # The logs are on that disk, too: the batch script's own is not.
+            assert "No space left on device" in lab.output(job)
+        there("rm", str(place / "filling"), str(place / "rest"))
+        job, _ = train(options=one)
+        lab.wait(job, "COMPLETED", 60)
+        there("cp", "-r", str(place), str(tmp_path / "copy"))
+    finally:
+        there("umount", str(place))
+    newest = tmp_path / "copy" / ("" if full == "checkpoints" else "checkpoints")
+    manifest = (newest / "samples-000000032" / "MANIFEST.json").read_text()
+    assert untouched.startswith(manifest)
+
+
+def test_four_nodes_at_every_stage(lab: Lab, train: Any, study: Path, untouched: str) -> None:
+    for stage in (0, 1, 3):
+        job, run = train(
+            {}, "--train.zero-stage", str(stage), options=("--nodes=4",), run=f"stage-{stage}"
+        )
+        assert lab.wait(job, "COMPLETED", 90)["Restarts"] == "0"
+        for ours, theirs in zip(losses(run), losses(study / "untouched"), strict=True):
+            assert ours == pytest.approx(theirs, rel=2e-5)
 
 
 def test_the_number_of_nodes_changes(lab: Lab, train: Any, study: Path, untouched: str) -> None:
