@@ -12,11 +12,8 @@ from typing import NamedTuple
 
 from sssd_hpc.ops import counts
 from sssd_hpc.ops.counts import Cost
+from sssd_hpc.train.describe import WIDTH
 
-WIDTH = 4
-"""Bytes of a weight or gradient in memory and on the wire, in every precision."""
-BUCKET_BYTES = 4 * 500_000_000
-"""DeepSpeed's buffer for gradients on their way, at stages 1 to 3: reduce_bucket_size, default."""
 REUSE = 1_000_000_000
 """Parameters up to which stage 3 keeps in backward what it gathered in forward, default."""
 
@@ -118,34 +115,6 @@ def communication_s(P: int, stage: int, n: int, cluster: Cluster) -> float:
     return sum(collective_s(op, size, n, cluster) for op, size in volumes(P, stage).items())
 
 
-class Held(NamedTuple):
-    """Bytes a rank holds between steps, and what a step adds besides activations."""
-
-    rest: float
-    step: float
-
-    @property
-    def all(self) -> float:
-        """Return both."""
-        return self.rest + self.step
-
-
-def held(P: int, stage: int, n: int, bucket: float = BUCKET_BYTES) -> Held:
-    """Return what ZeRO leaves a rank: weights, gradients, moments, moving average, copies.
-
-    From stage 1 on there is a second float32 copy of a rank's share of the weights, and a bucket of
-    fixed size, which stage 3 never gives back.
-    """
-    whole, share = WIDTH * P, WIDTH * P / n
-    if stage == 0:
-        return Held(3 * whole + share, whole)
-    if stage < 3:
-        gradients = whole if stage == 1 else share
-        return Held(whole + 4 * share, gradients + bucket)
-    # Weights, copy, gradients, moments, average; whole weights while a step runs.
-    return Held(6 * share + bucket, whole)
-
-
 def checkpoint_bytes(P: int, buffers: int) -> int:
     """Return the bytes of a checkpoint: weights, average, two moments, and the model's buffers."""
     return 4 * WIDTH * P + buffers
@@ -168,12 +137,17 @@ class Disk(NamedTuple):
 def save_s(P: int, buffers: int, n: int, disk: Disk) -> float:
     """Return the seconds that a checkpoint takes beside the training, its export included.
 
-    Ranks hash side by side but share the disk; rank 0 then reads and proves all of it and writes
-    the export alone.
+    Ranks hash side by side but share the disk; the first then writes the export alone, for which it
+    reads and proves what the others wrote.
     """
     size = checkpoint_bytes(P, buffers)
-    seconds = size / disk.write + size / n / disk.hash + size / disk.hash + size / disk.read
-    return seconds + export_bytes(P, buffers) / disk.write
+    seconds = size / disk.write + size / n / disk.hash + export_bytes(P, buffers) / disk.write
+    return seconds if n == 1 else seconds + size / disk.read + size / disk.hash
+
+
+def interval_s(every_s: float, gap_s: float) -> float:
+    """Return the seconds between checkpoints that fall due every `every_s` and keep a gap."""
+    return every_s * max(1, math.ceil(gap_s / every_s))
 
 
 def waited_s(P: int, buffers: int, n: int, disk: Disk, interval_s: float) -> float:
@@ -183,9 +157,3 @@ def waited_s(P: int, buffers: int, n: int, disk: Disk, interval_s: float) -> flo
     """
     copy = checkpoint_bytes(P, buffers) / n / disk.copy
     return copy + max(0.0, save_s(P, buffers, n, disk) - interval_s)
-
-
-def interval_for(share: float, P: int, buffers: int, n: int, disk: Disk) -> float:
-    """Return the seconds between checkpoints from which waiting is at most `share` of the time."""
-    copy = checkpoint_bytes(P, buffers) / n / disk.copy
-    return max(copy / share, save_s(P, buffers, n, disk))

@@ -31,6 +31,7 @@ from bench.model import NUM_LABELS, NUM_LEADS
 from bench.scaling_page import page
 from bench.timing import RESULTS, ROOT, machine, say
 from sssd_hpc import config as configs
+from sssd_hpc.train.describe import held
 
 Results = dict[str, Any]
 
@@ -101,12 +102,9 @@ def kept_per_record() -> int:
 
     tree = configs.read_yaml(configs.preset_path(PAPER))
     store: Any = SimpleNamespace(length=LENGTH, label_names=["label"] * NUM_LABELS)
-    found = []
-    for B in (1, 2):
-        given = {**tree, "train": {**tree.get("train", {}), "batch_size": B}}
-        config = configs.parse(configs.Config, configs.flags(given), prog="scaling")
-        found.append(_activations(config, store))
-    return found[1] - found[0]
+    config = configs.parse(configs.Config, configs.flags(tree), prog="scaling")
+    kept = _activations(config, store)
+    return int(kept(2) - kept(1))
 
 
 def measure(steps: int) -> Results:
@@ -225,7 +223,7 @@ def line(rows: list[Results], op: str) -> tuple[float, float]:
 def check(measured: Results) -> list[Results]:
     """Return prediction beside measurement for every run."""
     alone = measured["runs"][0]["stages"][0]
-    base_held = alone["held_bytes"] - cluster.held(alone["parameters"], 0, 1).rest
+    base_held = alone["held_bytes"] - held(alone["parameters"], 0, 1).rest
     rows = []
     for run in measured["runs"]:
         n = run["world"]
@@ -250,7 +248,7 @@ def check(measured: Results) -> list[Results]:
                     "bytes": sum(found["bytes"].values()),
                     "predicted_bytes": sum(sent.values()),
                     "held": found["held_bytes"] - base_held,
-                    "predicted_held": cluster.held(P, stage, n).rest,
+                    "predicted_held": held(P, stage, n).rest,
                 }
             )
     return rows
@@ -279,6 +277,7 @@ def derive(measured: Results) -> Results:
         "check": check(measured),
         "most": BATCHES[-1],
         "every": configs.TrainConfig().checkpoint_every,
+        "gap_s": configs.TrainConfig().checkpoint_gap_s,
         "efficiency": efficiency(sized, measured["kept_per_record"]),
         "steps": [
             {"model": name, "batch": B, "gpus": n, **gpu_step(sized[name], 0, n, B, *USUAL)}
@@ -299,8 +298,8 @@ def per_record(sized: Mapping[str, Results], name: str, kept: float) -> float:
 
 
 def fitting(P: int, stage: int, n: int, record: float, capacity: float) -> int:
-    """Return the records a GPU that fit beside what a rank holds, with DeepSpeed's bucket."""
-    return int((USABLE * capacity - cluster.held(P, stage, n).all) / record)
+    """Return the records a GPU that fit beside what a rank holds."""
+    return int((USABLE * capacity - sum(held(P, stage, n))) / record)
 
 
 def efficiency(sized: Mapping[str, Results], kept: float) -> list[Results]:
@@ -333,8 +332,7 @@ def memory(sized: Mapping[str, Results], kept: float) -> list[Results]:
             {
                 "model": name,
                 "stage": stage,
-                "held_8": cluster.held(P, stage, 8).all,
-                "small_bucket_8": cluster.held(P, stage, 8, bucket=cluster.WIDTH * P).all,
+                "held_8": sum(held(P, stage, 8)),
                 "record": record,
                 "records_80gb": fitting(P, stage, 8, record, 80e9),
             }
@@ -343,15 +341,15 @@ def memory(sized: Mapping[str, Results], kept: float) -> list[Results]:
 
 
 def saving(sized: Mapping[str, Results], storage: Disk) -> list[Results]:
-    """Return what checkpoints cost on GPUs at the default interval, and which interval is 1 %."""
+    """Return what checkpoints cost on GPUs at the default interval and gap."""
     rows = []
-    every = configs.TrainConfig().checkpoint_every
+    train = configs.TrainConfig()
     for name, (n, B) in itertools.product(NETWORKS, ((1, 8), (8, 8), (64, 8), (512, 8))):
         size = sized[name]["parameters"], sized[name]["buffers"], n, storage
         step = gpu_step(sized[name], 0, n, B, *USUAL)["step_s"]
-        interval = max(1.0, every / (n * B)) * step
+        due = max(1.0, train.checkpoint_every / (n * B)) * step
+        interval = cluster.interval_s(due, train.checkpoint_gap_s)
         waited = cluster.waited_s(*size, interval)
-        needed = cluster.interval_for(0.01, *size)
         rows.append(
             {
                 "model": name,
@@ -359,10 +357,9 @@ def saving(sized: Mapping[str, Results], storage: Disk) -> list[Results]:
                 "batch": B,
                 "bytes": cluster.checkpoint_bytes(*size[:2]),
                 "save_s": cluster.save_s(*size),
+                "due_s": due,
                 "interval_s": interval,
                 "share": waited / (waited + interval),
-                "needed_s": needed,
-                "needed_samples": needed / step * n * B,
             }
         )
     return rows

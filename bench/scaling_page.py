@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from typing import Any
 
 from bench import assumed, cluster
+from sssd_hpc.train.describe import WIDTH
+from sssd_hpc.train.engine import BUCKET
 
 TEXT = """# Scaling
 
@@ -19,7 +21,7 @@ Written by `python -m bench.scaling`, which measures and counts on this machine;
 
 *ten times* is `{paper}` with {channels} channels. P parameters on n ranks, all float32, hold
 between steps, in units of 4 P bytes: ZeRO stage 0: 3 + 1/n; stages 1 and 2: 1 + 4/n; stage 3: 6/n
-and DeepSpeed's bucket of {bucket}. A step adds gradients (whole at stages 0 and 1, 1/n at 2), at
+and a bucket of {bucket}. A step adds gradients (whole at stages 0 and 1, 1/n at 2), at
 stages 1 and 2 the same bucket, at stage 3 whole weights: below {reuse} parameters it gathers all
 of them once a step and keeps them until the step ends. A step sends an all-reduce of 4 P bytes at
 stage 0, an all-gather besides at stages 1 and 2, an all-gather and a reduce-scatter at stage 3.
@@ -60,17 +62,16 @@ Milliseconds a step and efficiency at stage 0, H100 tf32, 400 Gb/s a GPU:
 
 ## Which stage, which batch
 
-What a rank of 8 holds at the height of a step besides activations, with DeepSpeed's bucket and with
-one of 4 P bytes, and the records that then fit 80 GB ({usable} used, no activation checkpointing,
-{record} a record as the CPU kernels keep it, in proportion to channels for *ten times*):
+What a rank of 8 holds at the height of a step besides activations, and the records that then fit
+80 GB ({usable} used, no activation checkpointing, {record} a record as the CPU kernels keep it, in
+proportion to channels for *ten times*):
 
 {memory}
 
 Activations fill a GPU, not weights. So **stage 0** for both networks; the batch a GPU from the
 table above, and `--train.accumulation-steps` where that does not fit. Stage 1 sends half as much
-again; it costs the papers' network memory, by its bucket, and saves *ten times* {saves}. Stages 2
-and 3 are for weights, gradients and moments (16 P bytes) beyond half of a GPU: from about {large}
-parameters on 80 GB.
+again to save {little}, or {saves} for *ten times*. Stages 2 and 3 are for weights, gradients and
+moments (16 P bytes) beyond half of a GPU: from about {large} parameters on 80 GB.
 
 **Ten times the model** ({times} times the parameters, gradients and moments) costs {slower} times
 the step at 8 records a GPU, {wider} times the activations and {heavier} times the checkpoint.
@@ -82,13 +83,13 @@ Measured here: written and flushed at {write} GB/s, hashed at {hash}, read at {r
 papers' network is {save} s of work beside training. At the default interval, {every} samples, and
 the {here} s a record of docs/performance.md that is **{share}** of the time if training lost all
 of it, {waited} if it waits for the copy alone. A heartbeat takes {beat} ms; every {pause} s that
-is **{beats}**. On one GPU the default interval does; on several, as predicted, it is too short:
-training waits for the checkpoint before.
+is **{beats}**. On GPUs {every} samples pass faster than a checkpoint is made, and training would
+wait for the one before; it passes over those that come within {gap} s of another
+(`train.checkpoint_gap_s`).
 
 {checkpoint}
 
-By these numbers `--train.checkpoint-every` should be at least {one} on one GPU and {eight} on
-eight, 8 records each.
+Where your disk takes more than the gap for "work s", raise `--train.checkpoint-gap-s` above it.
 """
 
 
@@ -118,7 +119,7 @@ def page(results: dict[str, Any]) -> str:
         sizes=_sizes(model),
         paper=usual,
         channels=wide["channels"],
-        bucket=amount(cluster.BUCKET_BYTES),
+        bucket=amount(WIDTH * BUCKET),
         reuse=f"{cluster.REUSE:,}",
         processor=measured["machine"]["processor"],
         cores=measured["cores"],
@@ -140,6 +141,7 @@ def page(results: dict[str, Any]) -> str:
         usable=f"{assumed.USABLE:.0%}",
         record=amount(memory[usual, 0]["record"]),
         memory=_memory(model),
+        little=amount(memory[usual, 0]["held_8"] - memory[usual, 1]["held_8"]),
         saves=amount(memory[big, 0]["held_8"] - memory[big, 1]["held_8"]),
         large=f"{80e9 / 2 / 16 / 1e9:.1f}e9",
         times=f"{wide['parameters'] / paper['parameters']:.1f}",
@@ -161,8 +163,7 @@ def page(results: dict[str, Any]) -> str:
         pause=f"{assumed.HEARTBEAT_S:.0f}",
         beats=f"{here['heartbeat_share']:.2%}",
         checkpoint=_checkpoint(model),
-        one=f"{saves[usual, 1, 8]['needed_samples']:,.0f}",
-        eight=f"{saves[usual, 8, 8]['needed_samples']:,.0f}",
+        gap=f"{model['gap_s']:.0f}",
     )
 
 
@@ -173,7 +174,7 @@ def _sizes(model: dict[str, Any]) -> str:
             (
                 name,
                 f"{size['parameters']:,}",
-                amount(cluster.WIDTH * size["parameters"]),
+                amount(WIDTH * size["parameters"]),
                 amount(cluster.checkpoint_bytes(size["parameters"], size["buffers"])),
                 amount(cluster.export_bytes(size["parameters"], size["buffers"])),
             )
@@ -270,11 +271,10 @@ def _steps(model: dict[str, Any]) -> str:
 
 def _memory(model: dict[str, Any]) -> str:
     return table(
-        ("network", "ZeRO", "held", "small bucket", "records on 80 GB"),
+        ("network", "ZeRO", "held", "records on 80 GB"),
         (
             (
-                *(row["model"], row["stage"]),
-                *(amount(row[key]) for key in ("held_8", "small_bucket_8")),
+                *(row["model"], row["stage"], amount(row["held_8"])),
                 row["records_80gb"],
             )
             for row in model["memory"]
@@ -285,17 +285,16 @@ def _memory(model: dict[str, Any]) -> str:
 def _checkpoint(model: dict[str, Any]) -> str:
     return table(
         (
-            *("network", "GPUs", "records a GPU", "work s", "default interval s"),
-            *("time waiting", "under 1 % from s", "samples"),
+            *("network", "GPUs", "records a GPU", "work s", "due every s"),
+            *("made every s", "time waiting"),
         ),
         (
             (
                 *(row[key] for key in ("model", "gpus", "batch")),
                 f"{row['save_s']:.1f}",
-                f"{row['interval_s']:.2f}",
-                f"{row['share']:.0%}",
-                f"{row['needed_s']:.1f}",
-                f"{row['needed_samples']:,.0f}",
+                f"{row['due_s']:.2f}",
+                f"{row['interval_s']:.1f}",
+                f"{row['share']:.2%}",
             )
             for row in model["checkpoint"]
         ),

@@ -6,6 +6,9 @@ on a laptop. Trains and writes nothing.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -16,9 +19,13 @@ from sssd_hpc.ecg.store import Store
 from sssd_hpc.model import SSSDECG
 from sssd_hpc.ops import counts
 from sssd_hpc.train.build import model_arguments, model_leads, schedule_arguments
-from sssd_hpc.train.engine import device_here
+from sssd_hpc.train.engine import BUCKET, device_here
 
 GIB = 1 << 30
+WIDTH = 4
+"""Bytes of a weight or gradient in memory and on the wire, in every precision."""
+PROCESSES = (1, 2, 4, 8, 16, 32, 64)
+"""Numbers of processes whose memory is told."""
 # Dense TFLOP/s by precision, from NVIDIA's data sheets; the longest name that fits counts.
 PEAKS = {
     "A100": {"fp32": 19.5, "tf32": 156.0, "bf16": 312.0},
@@ -72,37 +79,66 @@ def peak_flops(device: str, precision: str) -> float | None:
     return 1e12 * PEAKS[max(fitting, key=len)][precision] if fitting else None
 
 
+class Held(NamedTuple):
+    """Bytes that a process holds between steps, and what a step adds besides activations."""
+
+    rest: float
+    step: float
+
+
+def held(parameters: int, stage: int, processes: int, bucket: float = WIDTH * BUCKET) -> Held:
+    """Return what ZeRO leaves a process: weights, gradients, moments, moving average, copies.
+
+    From stage 1 on there is a second float32 copy of a process's share of the weights, and a bucket
+    of fixed size, which stage 3 never gives back.
+    """
+    whole = WIDTH * parameters
+    share = whole / processes
+    if stage == 0:
+        return Held(3 * whole + share, whole)
+    if stage < 3:
+        return Held(whole + 4 * share, (whole if stage == 1 else share) + bucket)
+    # Weights, copy, gradients, moments, average; whole weights while a step runs.
+    return Held(6 * share + bucket, whole)
+
+
 def _memory(config: Config, model: SSSDECG, store: Store) -> str:
-    """Say what a training step holds."""
-    weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    """Say what a process holds in a training step, alone and as one of several."""
+    train = config.train
     buffers = sum(b.numel() * b.element_size() for b in model.buffers())
-    parts = {
-        "weights": weights,
-        "gradients": weights,
-        "AdamW moments": 2 * weights,
-        "moving average": weights,
-        "buffers": buffers,
-        "activations": _activations(config, store),
-    }
-    listed = ", ".join(f"{name} {size / GIB:.2f}" for name, size in parts.items())
+    parameters = sum(p.numel() for p in model.parameters())
+    activations = _activations(config, store)
+    totals = {}
+    for processes in PROCESSES:
+        if processes > train.batch_size:
+            break
+        state = sum(held(parameters, train.zero_stage, processes))
+        records = -(-train.batch_size // (processes * train.accumulation_steps))
+        parts = state, float(buffers), activations(records)
+        totals[processes] = tuple(part / GIB for part in parts)
+    state, constant, kept = totals[1]
+    several = [f"{sum(parts):.2f} on {processes}" for processes, parts in totals.items()][1:]
     return (
-        f"memory: about {sum(parts.values()) / GIB:.2f} GiB ({listed}); activations are what "
-        "autograd keeps from forward to backward in float32, the kernels' constants included; "
-        "temporaries and libraries come on top"
+        f"memory: about {sum(totals[1]):.2f} GiB (weights, gradients, AdamW's moments and moving "
+        f"average {state:.2f}, buffers {constant:.2f}, activations {kept:.2f})"
+        + (f"; each of several processes {', '.join(several)}" if several else "")
+        + f", at ZeRO stage {train.zero_stage} with {train.accumulation_steps} piece(s) a batch; "
+        "activations are what autograd keeps from forward to backward in float32, the kernels' "
+        "constants included; temporaries and libraries come on top"
     )
 
 
-def _activations(config: Config, store: Store) -> int:
-    """Extrapolate the bytes kept by 1 and 2 blocks on 1 and 2 records: linear in either."""
-    blocks, batch = config.model.num_blocks, config.train.batch_size
+def _activations(config: Config, store: Store) -> Callable[[int], float]:
+    """Return the bytes kept as a function of the records, extrapolated from 1 and 2 blocks on 1
+    and 2 records: linear in either.
+    """
+    blocks = config.model.num_blocks
     arguments = model_arguments(config, store)
     small = {n: SSSDECG(**{**arguments, "num_blocks": n}) for n in (1, 2)}
     kept = {(n, b): _saved_bytes(small[n], b, store.length) for n in (1, 2) for b in (1, 2)}
-    per_block, per_record = kept[2, 1] - kept[1, 1], kept[1, 2] - kept[1, 1]
-    per_both = kept[2, 2] - kept[2, 1] - per_record
-    return (
-        kept[1, 1] + (blocks - 1) * per_block + (batch - 1) * (per_record + (blocks - 1) * per_both)
-    )
+    one = kept[1, 1] + (blocks - 1) * (kept[2, 1] - kept[1, 1])
+    two = kept[1, 2] + (blocks - 1) * (kept[2, 2] - kept[1, 2])
+    return lambda records: one + (records - 1) * (two - one)
 
 
 def _saved_bytes(model: SSSDECG, batch: int, length: int) -> int:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -35,7 +36,30 @@ def test_the_extrapolated_activations_equal_the_counted_ones(
     config = small.with_model(small.config(batch_size=batch), num_blocks=blocks)
     model = build_model(config, store)
     counted = describing._saved_bytes(model, batch, store.length)
-    assert describing._activations(config, store) == pytest.approx(counted, rel=0.02)
+    assert describing._activations(config, store)(batch) == pytest.approx(counted, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("train", "expected"),
+    [
+        ({}, [4.0, 2.0, 1.0]),
+        ({"accumulation_steps": 2}, [2.0, 1.0, 1.0]),
+        # The bucket is 64 MiB.
+        ({"zero_stage": 3}, [4.06, 2.06, 1.06]),
+        ({"batch_size": 1}, [1.0]),
+    ],
+)
+def test_memory_is_told_by_number_of_processes_stage_and_pieces(
+    small: SimpleNamespace,
+    monkeypatch: pytest.MonkeyPatch,
+    train: dict[str, int],
+    expected: list[float],
+) -> None:
+    gib_a_record = lambda config, store: lambda records: float(records << 30)  # noqa: E731
+    monkeypatch.setattr(describing, "_activations", gib_a_record)
+    text = describe(small.config(**{"batch_size": 4, **train}), small.store())
+    told = re.findall(r"([\d.]+) (?:GiB|on \d)", text.rpartition("memory: ")[2])
+    assert [float(number) for number in told] == expected
 
 
 def test_long_lists_of_labels_are_shortened(small: SimpleNamespace) -> None:

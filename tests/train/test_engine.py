@@ -68,7 +68,13 @@ def test_deepspeed_counts_shares_that_are_rounded_up() -> None:
     assert config["train_batch_size"] == 12
     assert config["train_micro_batch_size_per_gpu"] == 2
     assert config["gradient_accumulation_steps"] == 2
-    assert config["zero_optimization"]["stage"] == 2
+    assert config["zero_optimization"] == {
+        "stage": 2,
+        "overlap_comm": False,
+        "contiguous_gradients": True,
+        "reduce_bucket_size": 1 << 24,
+        "allgather_bucket_size": 1 << 24,
+    }
 
 
 def test_a_step_through_deepspeed_is_the_optimizers_step() -> None:
