@@ -23,13 +23,12 @@ from torch import Tensor
 
 from sssd_hpc.ops import launch
 from sssd_hpc.ops.fftconv.packing import (
-    chunks,
+    Form,
     read_complex,
     read_gradient,
     read_row,
     times,
     times_conjugate,
-    vector,
     write_complex,
     write_output,
     write_row,
@@ -315,62 +314,9 @@ def _backward_kernel(
         write_complex(at + q * (N // M), sum_r[q], sum_i[q])
 
 
-def forward(u: Tensor, K: Tensor, activation: str, keep: bool) -> tuple[Tensor, Tensor]:
-    """Convolve; arguments as in the backend's `forward`."""
-    (batch, H, L), n = u.shape, K.shape[1]
-    programs, pairs = chunks(batch)
-    kept = keep and activation == "gelu"
-    y = torch.empty_like(u)
-    pre = torch.empty_like(u) if kept else u.new_empty(0)
-    constants = _constants(n, L, pairs)
-    with launch.on(u):
-        _forward_kernel[(H, programs)](
-            u,
-            K.view(torch.int64),
-            _roots(n, u.device),
-            y,
-            pre,
-            batch,
-            H,
-            L // vector(L),
-            **constants,
-            GELU=activation == "gelu",
-            KEEP=kept,
-            **_options(n),
-        )
-    return y, pre
-
-
-def backward(
-    dy: Tensor, u: Tensor, K: Tensor, pre: Tensor, activation: str
-) -> tuple[Tensor, Tensor]:
-    """Return (du, dK); arguments as in the backend's `backward`."""
-    (batch, H, L), n = u.shape, K.shape[1]
-    programs, pairs = chunks(batch)
-    du = torch.empty_like(u)
-    partial = K.new_empty(programs, H, n, 2)
-    with launch.on(u):
-        _backward_kernel[(H, programs)](
-            dy,
-            u,
-            K.view(torch.int64),
-            pre,
-            _roots(n, u.device),
-            du,
-            partial.view(torch.int64),
-            batch,
-            H,
-            L // vector(L),
-            **_constants(n, L, pairs),
-            GELU=activation == "gelu",
-            **_options(n),
-        )
-    return du, partial.sum(0)
-
-
-def _constants(n: int, L: int, pairs: int) -> dict[str, Any]:
+def _constants(n: int) -> dict[str, Any]:
     stages = (n.bit_length() - 2) // 3
-    return {"N": n, "M": n >> (3 * stages), "S": stages, "VECTOR": vector(L), "PAIRS": pairs}
+    return {"N": n, "M": n >> (3 * stages), "S": stages}
 
 
 def _options(n: int) -> dict[str, Any]:
@@ -380,9 +326,9 @@ def _options(n: int) -> dict[str, Any]:
 
 
 @functools.lru_cache(maxsize=16)
-def _roots(n: int, device: torch.device) -> Tensor:
+def _tables(n: int, device: torch.device) -> tuple[Tensor]:
     """Return the roots that each stage turns by, (2, n) complex64 as int64."""
-    constants = _constants(n, 1, 1)
+    constants = _constants(n)
     table = torch.zeros(2, n, dtype=torch.complex128)
     stages = [8] * constants["S"] + [constants["M"]]
     for row, radices in zip(table, (stages, stages[::-1]), strict=True):
@@ -392,4 +338,8 @@ def _roots(n: int, device: torch.device) -> Tensor:
             roots = torch.polar(torch.ones_like(turn, dtype=torch.float64), turn.double())
             row[n - left : n - left // R] = roots.flatten()
             left //= R
-    return table.to(torch.complex64).view(torch.int64).to(device)
+    return (table.to(torch.complex64).view(torch.int64).to(device),)
+
+
+FORM = Form(_forward_kernel, _backward_kernel, _tables, _constants, _options)
+forward, backward = FORM.forward, FORM.backward

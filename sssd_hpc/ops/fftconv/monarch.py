@@ -23,13 +23,12 @@ from torch import Tensor
 
 from sssd_hpc.ops import launch
 from sssd_hpc.ops.fftconv.packing import (
-    chunks,
+    Form,
     read_complex,
     read_gradient,
     read_row,
     times,
     times_conjugate,
-    vector,
     write_complex,
     write_output,
     write_row,
@@ -173,60 +172,8 @@ def _backward_kernel(
     write_complex(dK + at + f, sum_r, sum_i)
 
 
-def forward(u: Tensor, K: Tensor, activation: str, keep: bool) -> tuple[Tensor, Tensor]:
-    """Convolve bfloat16 rows; arguments as in the backend's `forward`."""
-    (batch, H, L), n = u.shape, K.shape[1]
-    programs, pairs = chunks(batch)
-    kept = keep and activation == "gelu"
-    y = torch.empty_like(u)
-    pre = torch.empty_like(u) if kept else u.new_empty(0)
-    with launch.on(u):
-        _forward_kernel[(H, programs)](
-            u,
-            K.view(torch.int64),
-            *_tables(n, u.device),
-            y,
-            pre,
-            batch,
-            H,
-            L // vector(L),
-            **_constants(n, L, pairs),
-            GELU=activation == "gelu",
-            KEEP=kept,
-            **_options(n),
-        )
-    return y, pre
-
-
-def backward(
-    dy: Tensor, u: Tensor, K: Tensor, pre: Tensor, activation: str
-) -> tuple[Tensor, Tensor]:
-    """Return (du, dK); arguments as in the backend's `backward`."""
-    (batch, H, L), n = u.shape, K.shape[1]
-    programs, pairs = chunks(batch)
-    du = torch.empty_like(u)
-    partial = K.new_empty(programs, H, n, 2)
-    with launch.on(u):
-        _backward_kernel[(H, programs)](
-            dy,
-            u,
-            K.view(torch.int64),
-            pre,
-            *_tables(n, u.device),
-            du,
-            partial.view(torch.int64),
-            batch,
-            H,
-            L // vector(L),
-            **_constants(n, L, pairs),
-            GELU=activation == "gelu",
-            **_options(n),
-        )
-    return du, partial.sum(0)
-
-
-def _constants(n: int, L: int, pairs: int) -> dict[str, Any]:
-    return {"N1": 32, "N2": n // 32, "VECTOR": vector(L), "PAIRS": pairs}
+def _constants(n: int) -> dict[str, Any]:
+    return {"N1": 32, "N2": n // 32}
 
 
 def _options(n: int) -> dict[str, Any]:
@@ -236,7 +183,7 @@ def _options(n: int) -> dict[str, Any]:
 @functools.lru_cache(maxsize=16)
 def _tables(n: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """Return F1 and F2 as bfloat16 planes (re, im, -im), T as complex64 in int64."""
-    N1, N2 = (_constants(n, 1, 1)[name] for name in ("N1", "N2"))
+    N1, N2 = (_constants(n)[name] for name in ("N1", "N2"))
     F1, F2, T = (
         torch.polar(torch.ones(rows, columns, dtype=torch.float64), turn * (-2 * math.pi / circle))
         for rows, columns, circle in ((N1, N1, N1), (N2, N2, N2), (N1, N2, n))
@@ -246,3 +193,7 @@ def _tables(n: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
         torch.stack([F.real, F.imag, -F.imag]).to(device, torch.bfloat16) for F in (F1, F2)
     )
     return first, second, T.to(torch.complex64).view(torch.int64).to(device)
+
+
+FORM = Form(_forward_kernel, _backward_kernel, _tables, _constants, _options)
+forward, backward = FORM.forward, FORM.backward

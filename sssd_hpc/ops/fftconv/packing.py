@@ -1,4 +1,4 @@
-"""What the convolution kernels share: two rows in one complex transform, spectra, GELU.
+"""What the forms by transforms share: two rows in one complex transform, spectra, GELU, launches.
 
 The kernel of a convolution is real, so conv(u1 + i u2) = y1 + i y2: a pair of batch rows of one
 feature takes one complex transform, without unpacking. The rows of a pair therefore share their
@@ -10,13 +10,19 @@ A spectrum is (H, n, 2) in natural order; the kernels read and write a complex n
 from __future__ import annotations
 
 import math
-from typing import no_type_check
+from collections.abc import Callable
+from typing import Any, NamedTuple, no_type_check
 
+import torch
 import triton
 import triton.language as tl
+from torch import Tensor
+
+from sssd_hpc.ops import launch
 
 CHUNK = 8
 LONGEST = 4096
+Tensors = tuple[Tensor, ...]
 
 
 def circle(L: int) -> int:
@@ -120,3 +126,41 @@ def write_output(Y, Pre, row, t, there, L, y, GELU: tl.constexpr, KEEP: tl.const
             write_row(Pre, row, t, there, L, y)
         y = gelu(y)
     write_row(Y, row, t, there, L, y)
+
+
+class Form(NamedTuple):
+    """The kernels of one form of the transform, and what they take for a circle of n samples."""
+
+    forward_kernel: Any
+    backward_kernel: Any
+    tables: Callable[[int, torch.device], Tensors]
+    constants: Callable[[int], dict[str, Any]]
+    options: Callable[[int], dict[str, Any]]
+
+    def forward(self, u: Tensor, K: Tensor, activation: str, keep: bool) -> tuple[Tensor, Tensor]:
+        """Convolve; arguments as in the backend's `forward`."""
+        gelu = activation == "gelu"
+        y = torch.empty_like(u)
+        pre = torch.empty_like(u) if keep and gelu else u.new_empty(0)
+        ends = (u, K.view(torch.int64)), (y, pre)
+        self._launch(self.forward_kernel, K.shape[1], *ends, GELU=gelu, KEEP=keep and gelu)
+        return y, pre
+
+    def backward(
+        self, dy: Tensor, u: Tensor, K: Tensor, pre: Tensor, activation: str
+    ) -> tuple[Tensor, Tensor]:
+        """Return (du, dK); arguments as in the backend's `backward`."""
+        du = torch.empty_like(u)
+        partial = K.new_empty(chunks(len(u))[0], *K.shape)
+        ends = (dy, u, K.view(torch.int64), pre), (du, partial.view(torch.int64))
+        self._launch(self.backward_kernel, K.shape[1], *ends, GELU=activation == "gelu")
+        return du, partial.sum(0)
+
+    def _launch(self, kernel: Any, n: int, given: Tensors, made: Tensors, **constants: Any) -> None:
+        batch, H, L = made[0].shape
+        programs, pairs = chunks(batch)
+        constants |= self.constants(n) | {"VECTOR": vector(L), "PAIRS": pairs}
+        with launch.on(given[0]):
+            tensors = (*given, *self.tables(n, given[0].device), *made)
+            sizes = batch, H, L // vector(L)
+            kernel[(H, programs)](*tensors, *sizes, **constants, **self.options(n))

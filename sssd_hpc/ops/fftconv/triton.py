@@ -76,7 +76,11 @@ def _compilation(
     """
     backward = "backward" in what
     kernel = form._backward_kernel if backward else form._forward_kernel
-    constexprs = form._constants(circle(L), L, CHUNK) | {"GELU": "plain" not in what}
+    constexprs = form._constants(circle(L)) | {
+        "VECTOR": packing.vector(L),
+        "PAIRS": CHUNK,
+        "GELU": "plain" not in what,
+    }
     if not backward:
         constexprs["KEEP"] = what == "kept"
     kinds = dict.fromkeys(("U", "dU", "Y", "dY", "Pre", "F1", "F2"), f"*{rows}")
