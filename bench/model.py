@@ -110,16 +110,14 @@ def training_step(device: str, quick: bool, ceilings: dict[str, float]) -> list[
     """Time forward, backward and AdamW; the gradients are compared in the first step."""
     size = TINY if quick else PAPER
     records: list[Record] = []
-    batches = (2,) if quick else ((8, 64) if device == "cuda" else (2, 4))
-    modes = MODES if device == "cuda" else MODES[:1]
-    for B in batches:
+    for B in (2,) if quick else ((8, 64) if device == "cuda" else (2, 4)):
         used = size
         fixed, each, record = TEXTBOOK_GB
         need = fixed + size.blocks * (each + record * B)
         if device == "cpu" and not quick and available_gb() < need:
             used = Size(blocks=FEWER)
             say(f"  the textbook needs {need:.0f} GB, {available_gb():.0f} are free: fewer blocks")
-        records += _train(device, used, B, modes, quick, ceilings)
+        records += _compare("training step", _training, device, used, B, quick, ceilings)
         release(device)
     if device == "cpu":
         records += _training_memory(size, 2)
@@ -131,9 +129,8 @@ def denoising_step(device: str, quick: bool, ceilings: dict[str, float]) -> list
     size = TINY if quick else PAPER
     records: list[Record] = []
     batches = (2,) if quick else ((8, 256) if device == "cuda" else (2, 4))
-    modes = MODES if device == "cuda" else MODES[:1]
     for B in batches:
-        records += _denoise(device, size, B, modes, quick, ceilings)
+        records += _compare("denoising step", _denoising, device, size, B, quick, ceilings)
         release(device)
     if device == "cpu":
         records += _sampling_memory(size, batches[-1])
@@ -165,50 +162,110 @@ class Step:
         named = self.network.named_parameters()
         return {name: p.grad for name, p in named if p.grad is not None}
 
+    def forget(self) -> None:
+        """Drop the gradients."""
+        self.optimizer.zero_grad(set_to_none=True)
 
-def _train(
-    device: str,
-    size: Size,
-    B: int,
-    modes: list[Mode],
-    quick: bool,
-    ceilings: dict[str, float],
-) -> list[Record]:
+
+class Prediction:
+    """One denoising step; the last output is kept, and there are no gradients."""
+
+    def __init__(
+        self, network: Callable[..., Tensor], given: tuple[Tensor, ...], mode: Mode
+    ) -> None:
+        self.network, self.given, self.mode = network, given, mode
+        self.output = given[0]
+
+    @torch.no_grad()
+    def __call__(self) -> None:
+        """Take the step."""
+        with self.mode(self.given[0].device.type):
+            self.output = self.network(*self.given).float()
+
+    def gradients(self) -> dict[str, Tensor]:
+        """Return none."""
+        return {}
+
+    def forget(self) -> None:
+        """Do nothing."""
+
+
+# The steps to be compared in a mode by the names of their backends, the textbook's first.
+Works = Callable[[Mode], Iterator[tuple[str, Step | Prediction]]]
+
+
+def _training(device: str, size: Size, B: int) -> Works:
     model = build(size, device)
     given, target = batch(size, B, device), torch.randn(B, NUM_LEADS, size.L, device=device)
     public = Textbook(model)
+
+    def works(mode: Mode) -> Iterator[tuple[str, Step | Prediction]]:
+        yield "textbook", Step(public, given, target, mode)
+        yield "auto", Step(model, given, target, mode)
+
+    return works
+
+
+@torch.no_grad()
+def _denoising(device: str, size: Size, B: int) -> Works:
+    model = build(size, device).eval()
+    given = batch(size, B, device)
+    public, sampler = Textbook(model), model.for_sampling(size.L, NUM_STEPS)
+
+    def works(mode: Mode) -> Iterator[tuple[str, Step | Prediction]]:
+        yield "textbook", Prediction(public, given, mode)
+        yield "auto", Prediction(sampler, given, mode)
+        if device == "cuda":
+            from sssd_hpc.diffusion.capture import captured
+
+            # A graph keeps the precision that it was captured in.
+            yield "auto, captured", Prediction(captured(sampler), given, mode)
+
+    return works
+
+
+def _compare(
+    op: str,
+    build_works: Callable[[str, Size, int], Works],
+    device: str,
+    size: Size,
+    B: int,
+    quick: bool,
+    ceilings: dict[str, float],
+) -> list[Record]:
+    """Check the works of each mode against the first of all, then time them in turns."""
+    count = counts.training_step if op == "training step" else counts.denoising_step
+    works = build_works(device, size, B)
     truth: tuple[Tensor, dict[str, Tensor]] | None = None
     records = []
-    for mode in modes:
-        cost = counts.training_step(
-            size.blocks, B, size.channels, size.N // 2, size.L, 2 if mode.name == "bfloat16" else 4
-        )
-        errors, peaks, works = {}, {}, {}
-        for backend, network in (("textbook", public), ("auto", model)):
-            step = Step(network, given, target, mode)
+    for mode in MODES if device == "cuda" else MODES[:1]:
+        width = 2 if mode.name == "bfloat16" else 4
+        cost = count(size.blocks, B, size.channels, size.N // 2, size.L, width)
+        errors, peaks, ready = {}, {}, {}
+        for backend, work in works(mode):
             try:
-                peaks[backend], first_s = _first(step, device)
+                peaks[backend], first_s = _first(work, device)
             except torch.OutOfMemoryError:
-                say(f"  training step B{B} {mode.name}: {backend} is out of memory")
-                step.optimizer.zero_grad(set_to_none=True)
+                say(f"  {op} B{B} {mode.name}: {backend} is out of memory")
+                work.forget()
                 release(device)
                 continue
             if truth is None:
-                kept = {name: gradient.cpu() for name, gradient in step.gradients().items()}
-                truth = step.output, kept
-            errors[backend] = _agreement(step.output, step.gradients(), *truth)
-            _refuse(backend, mode, errors[backend], "training step")
-            step.optimizer.zero_grad(set_to_none=True)
-            works[backend] = step, first_s
-        times = _turns(works, device, quick)
-        for backend, mine in times.items():
-            comparison = Comparison("training step", size.shape(B), mode.name, cost, tuple, [])
-            candidate = Candidate(backend, tuple, precision=mode.precision)
+                truth = work.output, {name: g.cpu() for name, g in work.gradients().items()}
+            errors[backend] = _agreement(work.output, work.gradients(), *truth)
+            _refuse(backend, mode, errors[backend], op)
+            work.forget()
+            ready[backend] = work, first_s
+        latest = []
+        for backend, mine in _turns(ready, device, quick).items():
+            comparison = Comparison(op, size.shape(B), mode.name, cost, tuple, [])
+            bound = None if backend == "textbook" else BOUNDS["model"][mode.name]
+            candidate = Candidate(backend, tuple, bound, precision=mode.precision)
             entry = describe(comparison, candidate, mine, errors[backend], ceilings)
             entry["peak_gb"] = peaks[backend]
-            entry["bound"] = None if backend == "textbook" else BOUNDS["model"][mode.name]
-            records.append(entry)
-        _add_speedups(records, len(times))
+            latest.append(entry)
+        _add_speedups(latest)
+        records += latest
     return records
 
 
@@ -258,7 +315,7 @@ def _turns(
 
 def _agreement(
     output: Tensor, gradients: dict[str, Tensor], true: Tensor, truth: dict[str, Tensor]
-) -> tuple[float, float]:
+) -> tuple[float, float | None]:
     """Return the relative differences of outputs and of the worst kind of parameter's gradient."""
     error = float((output - true).norm() / true.norm())
     kinds: dict[str, list[float]] = {}
@@ -270,7 +327,8 @@ def _agreement(
         difference = gradient if mine is None else gradient - mine.cpu()
         sums[0] += float(difference.double().square().sum())
         sums[1] += float(gradient.double().square().sum())
-    return error, max((wrong / max(whole, 1e-30)) ** 0.5 for wrong, whole in kinds.values())
+    worst = ((wrong / max(whole, 1e-30)) ** 0.5 for wrong, whole in kinds.values())
+    return error, max(worst, default=None)
 
 
 def _refuse(backend: str, mode: Mode, errors: tuple[float, float | None], what: str) -> None:
@@ -288,79 +346,8 @@ def _refuse(backend: str, mode: Mode, errors: tuple[float, float | None], what: 
             )
 
 
-@torch.no_grad()
-def _denoise(
-    device: str,
-    size: Size,
-    B: int,
-    modes: list[Mode],
-    quick: bool,
-    ceilings: dict[str, float],
-) -> list[Record]:
-    model = build(size, device).eval()
-    given = batch(size, B, device)
-    public, sampler = Textbook(model), model.for_sampling(size.L, NUM_STEPS)
-    del model
-    networks: dict[str, Callable[..., Tensor]] = {"textbook": public, "auto": sampler}
-    if device == "cuda":
-        from sssd_hpc.diffusion.capture import captured
-
-        networks["auto, captured"] = captured(sampler)
-    truth: Tensor | None = None
-    records = []
-    for mode in modes:
-        cost = counts.denoising_step(
-            size.blocks, B, size.channels, size.N // 2, size.L, 2 if mode.name == "bfloat16" else 4
-        )
-        if device == "cuda":
-            # A graph keeps the precision that it was captured in.
-            networks["auto, captured"] = captured(sampler)
-        errors, peaks, works = {}, {}, {}
-        for backend, network in networks.items():
-            work = _Prediction(network, given, mode, device)
-            try:
-                peaks[backend], first_s = _first(work, device)
-            except torch.OutOfMemoryError:
-                say(f"  denoising step B{B} {mode.name}: {backend} is out of memory")
-                release(device)
-                continue
-            truth = work.output if truth is None else truth
-            errors[backend] = float((work.output - truth).norm() / truth.norm()), None
-            _refuse(backend, mode, errors[backend], "denoising step")
-            works[backend] = work, first_s
-        for backend, mine in _turns(works, device, quick).items():
-            comparison = Comparison("denoising step", size.shape(B), mode.name, cost, tuple, [])
-            candidate = Candidate(backend, tuple, precision=mode.precision)
-            entry = describe(comparison, candidate, mine, errors[backend], ceilings)
-            entry["peak_gb"] = peaks[backend]
-            entry["bound"] = None if backend == "textbook" else BOUNDS["model"][mode.name]
-            records.append(entry)
-        _add_speedups(records, len(works))
-    return records
-
-
-class _Prediction:
-    """One denoising step; the last output is kept."""
-
-    def __init__(
-        self,
-        network: Callable[..., Tensor],
-        given: tuple[Tensor, ...],
-        mode: Mode,
-        device: str,
-    ) -> None:
-        self.network, self.given, self.mode, self.device = network, given, mode, device
-        self.output = given[0]
-
-    @torch.no_grad()
-    def __call__(self) -> None:
-        with self.mode(self.device):
-            self.output = self.network(*self.given).float()
-
-
-def _add_speedups(records: list[Record], count: int) -> None:
-    """Compare the last `count` records with the textbook's among them, and show them."""
-    latest = records[len(records) - count :]
+def _add_speedups(latest: list[Record]) -> None:
+    """Compare records with the textbook's among them, and show them."""
     base = next((r["median_s"] for r in latest if r["backend"] == "textbook"), None)
     for entry in latest:
         entry["speedup"] = base / entry["median_s"] if base else None
