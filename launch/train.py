@@ -31,6 +31,8 @@ from slurm import render  # noqa: E402
 from sssd_hpc.errors import UserError  # noqa: E402
 
 EXIT_FAILED, EXIT_USER, EXIT_RESUMABLE = 1, 2, 75
+# What a rank says that lost, or does not reach, another: see sssd_hpc.errors.PeerLost.
+PEERS = "the others"
 # What submitit sets by parameters of its own.
 SUBMITITS = ("nodes", "ntasks-per-node", "time", "signal", "open-mode", "output")
 # submitit counts timeouts and gives up; here sssd_hpc.train.restart bounds the restarts.
@@ -155,20 +157,34 @@ def run_local(train: Train, cluster: render.Cluster, tasks_per_node: int, run: P
         signal.signal(signal.SIGINT, before)
     print(f"{tasks_per_node} rank(s), logs: {job.paths.folder}/{job.job_id}_*_log.out", flush=True)
     _wait(job)
-    try:
-        codes = job.results()
-    except (submitit.core.utils.FailedJobError, submitit.core.utils.UncompletedJobError) as error:
-        # The rank's traceback, then where to look; the last line of the former says most.
-        trace = str(error).partition("You can check full logs")[0].splitlines()
-        said = [line.strip() for line in trace if line.strip("- ")]
-        print(f"error: a rank failed: {said[-1]}", file=sys.stderr)
-        return EXIT_FAILED
-    code = next((c for c in (EXIT_FAILED, EXIT_USER, EXIT_RESUMABLE) if c in codes), max(codes))
+    code, said = cause([_end(job.task(rank)) for rank in range(tasks_per_node)])
     if code:
-        said = (job.task(codes.index(code)).stdout() or "").strip().splitlines()
-        lines = [line for line in said if line.startswith(("error:", "stopped early:"))]
-        print(*(lines or said)[-1:], file=sys.stderr)
+        print(said, file=sys.stderr)
     return code
+
+
+def cause(ends: Sequence[tuple[int, str]]) -> tuple[int, str]:
+    """Return the exit code and words, among those of all ranks, that say why the run ended.
+
+    A user's mistake comes before a failure, and a failure before an early stop. Of failures those
+    count least where a rank only lost the others.
+    """
+
+    def weight(end: tuple[int, str]) -> tuple[bool, bool, int, bool]:
+        code, said = end
+        return code == EXIT_USER, code not in (0, EXIT_RESUMABLE), code, PEERS not in said
+
+    return max(ends, key=weight)
+
+
+def _end(task: submitit.Job[int]) -> tuple[int, str]:
+    """Return the exit code of a rank that has ended, and the line of its log that says why."""
+    log = (task.stdout() or "").strip().splitlines() or [""]
+    # A rank that was killed left no result, and submitit would wait for it.
+    if not task.paths.result_pickle.exists() or task.exception():
+        return EXIT_FAILED, f"error: a rank failed: {log[-1].strip()}"
+    lines = [line for line in log if line.startswith(("error:", "stopped early:"))]
+    return task.result(), (lines or log)[-1]
 
 
 def _wait(job: submitit.Job[int]) -> None:

@@ -34,9 +34,15 @@ def main(args):
     os.rename(run / f"{rank}.tmp", run / f"{rank}.json")
     if "raise" in args and rank == "1":
         raise RuntimeError("rank 1 fell")
-    if "wrong" in args:
+    if "kill" in args and rank == "1":
+        print("rank 1 was here", flush=True)
+        os.kill(os.getpid(), signal.SIGKILL)
+    if "wrong" in args or "wrong on 1" in args and rank == "1":
         print("error: what, where")
         return 2
+    if "wrong on 1" in args:
+        print("error: rank 0 lost the others")
+        return 1
     if "wait" in args:
         end = time.monotonic() + 60
         while not got and time.monotonic() < end:
@@ -87,7 +93,12 @@ def test_local_ranks_meet_and_get_the_flags_as_they_are(stand_in: Path) -> None:
 
 @pytest.mark.parametrize(
     ("how", "code", "said"),
-    [("wrong", 2, "error: what, where\n"), ("raise", 1, "rank 1 fell")],
+    [
+        ("wrong", 2, "error: what, where\n"),
+        ("wrong on 1", 2, "error: what, where\n"),
+        ("raise", 1, "error: a rank failed: RuntimeError: rank 1 fell\n"),
+        ("kill", 1, "error: a rank failed: rank 1 was here\n"),
+    ],
 )
 def test_a_local_rank_that_fails_gives_its_code_and_its_words(
     how: str, code: int, said: str, stand_in: Path
@@ -97,6 +108,34 @@ def test_a_local_rank_that_fails_gives_its_code_and_its_words(
     assert process.returncode == code
     assert said in err
     assert err.count("\n") == 1
+
+
+LOSS = (1, "error: rank 0 lost the others: Connection reset")
+ALONE = (1, "error: rank 0 of 2 does not reach the others at 127.0.0.1:20000")
+
+
+@pytest.mark.parametrize(
+    ("ends", "code"),
+    [
+        ([(0, ""), (0, "")], 0),
+        ([LOSS, (2, "error: x")], 2),
+        ([ALONE, (2, "error: x"), LOSS], 2),
+        ([(75, "stopped early: SIGTERM"), (2, "error: x")], 2),
+        ([LOSS, (1, "error: x")], 1),
+        ([(1, "error: x"), ALONE], 1),
+        ([LOSS, LOSS], 1),
+        ([(75, "stopped early: SIGTERM"), LOSS], 1),
+        ([(75, "stopped early: SIGTERM"), (75, "stopped early: SIGTERM")], 75),
+        ([(0, ""), (75, "stopped early: what came to the others")], 75),
+        ([(0, ""), (1, "error: x")], 1),
+    ],
+)
+def test_the_run_ends_by_its_cause_and_not_by_what_followed(
+    ends: list[tuple[int, str]], code: int
+) -> None:
+    assert launch.cause(ends)[0] == code
+    if (code, "error: x") in ends:
+        assert launch.cause(ends) == (code, "error: x")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
