@@ -39,6 +39,16 @@ def test_bytes_sent_and_held_were_predicted(results):
             assert row["predicted_held"] == pytest.approx(row["held"], rel=0.05)
 
 
+def test_the_page_says_that_communication_takes_longer_than_predicted(results):
+    rows = [row for row in results["model"]["check"] if row["ranks"] > 1]
+    late = sorted(row["communication_s"] / row["predicted_communication_s"] for row in rows)
+    assert late[0] > 1
+    said = " ".join(scaling.PAGE.read_text().split())
+    assert f"takes {late[0]:.1f} to {late[-1]:.1f} times what is predicted" in said
+    # The page gives the reason why steps come out nearer.
+    assert all(row["communication_s"] < 0.5 * row["step_s"] for row in rows)
+
+
 def test_the_advice_on_the_page_follows(results):
     model = results["model"]
     memory = {(r["model"], r["stage"]): r for r in model["memory"]}
