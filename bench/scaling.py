@@ -45,6 +45,13 @@ PLAN = {
     "sizes": [65536, 1 << 20, 1 << 22, 1 << 23],
 }
 WORLDS = (1, 2, 4)
+TIMES = ("step_s", "waiting_s", "sending_s", "alone_s")
+OPERATIONS = {
+    "all_reduce": "all_reduce",
+    "all_gather_into_tensor": "all_gather",
+    "reduce_scatter_tensor": "reduce_scatter",
+}
+"""Torch's collectives that a step makes, as the model calls them."""
 NETWORKS = (PAPER, "ten times")
 GPUS = (8, 64, 512)
 USUAL = ("H100 tf32", "400 Gb/s a GPU")
@@ -231,20 +238,17 @@ def check(measured: Results) -> list[Results]:
             P, stage = found["parameters"], found["stage"]
             sent = cluster.volumes(P, stage) if n > 1 else {}
             told = 0.0
-            for op, size in sent.items():
-                begin_s, byte_s = line(run["collectives"], op)
-                told += begin_s + size * byte_s
-            step, inside = (statistics.median(found[key]) for key in ("step_s", "communication_s"))
+            for op, calls in found["calls"].items() if n > 1 else ():
+                begin_s, byte_s = line(run["collectives"], OPERATIONS[op])
+                told += calls * begin_s + found["bytes"][op] * byte_s
+            times = {key: statistics.median(found[key]) for key in TIMES}
             rows.append(
                 {
                     "ranks": n,
                     "stage": stage,
-                    "step_s": step,
-                    "communication_s": inside,
-                    "compute_s": step - inside,
-                    "predicted_communication_s": told,
-                    "alone_s": statistics.median(found["alone_s"]),
-                    "predicted_step_s": statistics.median(found["alone_s"]) + told,
+                    **times,
+                    "predicted_sending_s": told,
+                    "predicted_step_s": times["alone_s"] + told,
                     "bytes": sum(found["bytes"].values()),
                     "predicted_bytes": sum(sent.values()),
                     "held": found["held_bytes"] - base_held,

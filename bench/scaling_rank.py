@@ -4,8 +4,8 @@
 
 Every step is paired with one that all ranks take at the same time without DeepSpeed or collectives,
 so that both meet the same machine. Collectives are waited for where they are called, so that a
-step's time splits in two: that inside collectives, waiting for the slowest rank included, and the
-rest. Rank 0 prints one JSON object.
+step's time splits in three: waiting for the last rank to come to a collective, sending from then
+on, and the rest. Rank 0 prints one JSON object.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import gc
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -26,10 +26,10 @@ NAMES = ("all_reduce", "all_gather_into_tensor", "reduce_scatter_tensor", "all_g
 
 
 class Meter:
-    """Seconds, calls and bytes of torch's collectives since the last `clear`."""
+    """Begin and end, calls and bytes of torch's collectives since the last `clear`."""
 
     def __init__(self) -> None:
-        self.seconds = 0.0
+        self.spans: list[tuple[float, float]] = []
         self.calls: dict[str, int] = {}
         self.bytes: dict[str, int] = {}
 
@@ -45,7 +45,7 @@ class Meter:
             work = collective(*args, **kwargs)
             if work is not None and hasattr(work, "wait"):
                 work.wait()
-            self.seconds += time.perf_counter() - begin
+            self.spans.append((begin, time.perf_counter()))
             tensors = [t for t in (*args, *kwargs.values()) if isinstance(t, torch.Tensor)]
             self.calls[name] = self.calls.get(name, 0) + 1
             size = max(t.numel() * t.element_size() for t in tensors)
@@ -67,6 +67,19 @@ def metered() -> Iterator[Meter]:
     finally:
         for name, collective in before.items():
             setattr(dist, name, collective)
+
+
+def split(spans: Sequence[Sequence[tuple[float, float]]]) -> tuple[float, float]:
+    """Return the first rank's seconds of waiting and of sending, from every rank's collectives.
+
+    Linux has one such clock for all processes of a machine.
+    """
+    waiting = sending = 0.0
+    for ranks in zip(*spans, strict=True):
+        begin, end = ranks[0]
+        last = min(max(first for first, _ in ranks), end)
+        waiting, sending = waiting + last - begin, sending + end - last
+    return waiting, sending
 
 
 def held_bytes() -> int:
@@ -148,8 +161,9 @@ def steps(plan: dict[str, Any], stage: Any, group: Any, meter: Meter) -> dict[st
                 engine.local, samples=state.samples, batch=train.batch_size, half_life=1000
             )
             elapsed = time.perf_counter() - begin
+            spans = group.gather(meter.spans)
             if number >= 2:
-                rows.append((elapsed, meter.seconds, max(by_rank)))
+                rows.append((elapsed, *split(spans), max(by_rank)))
         calls, sent = dict(meter.calls), dict(meter.bytes)
         del given, loss
         held = held_bytes() - start - buffers
@@ -158,8 +172,9 @@ def steps(plan: dict[str, Any], stage: Any, group: Any, meter: Meter) -> dict[st
         "parameters": parameters,
         "tensors": len(list(model.parameters())),
         "step_s": [row[0] for row in rows],
-        "communication_s": [row[1] for row in rows],
-        "alone_s": [row[2] for row in rows],
+        "waiting_s": [row[1] for row in rows],
+        "sending_s": [row[2] for row in rows],
+        "alone_s": [row[3] for row in rows],
         "calls": calls,
         "bytes": sent,
         "held_bytes": held,
