@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import errno
 import json
 import logging
+import os
 import resource
 import shutil
 from collections.abc import Callable
@@ -11,6 +13,7 @@ import pytest
 import torch
 
 from sssd_hpc.errors import UserError
+from sssd_hpc.train import checkpoint
 from sssd_hpc.train.checkpoint import Checkpoint, load_newest, read, save
 from sssd_hpc.train.ranks import Group
 
@@ -244,6 +247,21 @@ def test_a_full_disk_leaves_the_old_checkpoints_and_no_remains(tmp_path: Path, l
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert names(tmp_path) == ["samples-000000004"]
     assert loaded(tmp_path) == 4
+
+
+@pytest.mark.parametrize("number", [errno.EDQUOT, errno.ENOSPC, errno.EIO])
+def test_a_refusing_disk_leaves_the_old_checkpoints_and_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    save_all(tmp_path, 4)
+
+    def refuse(path: Path) -> None:
+        raise OSError(number, os.strerror(number), str(path))
+
+    monkeypatch.setattr(checkpoint.files, "fsync_path", refuse)
+    with pytest.raises(UserError, match=f"{os.strerror(number)}.*older checkpoints are intact"):
+        save_all(tmp_path, 8)
+    assert names(tmp_path) == ["samples-000000004"]
 
 
 def test_no_file_of_a_checkpoint_is_a_pickle(tmp_path: Path) -> None:
