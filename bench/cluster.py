@@ -13,6 +13,7 @@ from typing import NamedTuple
 from sssd_hpc.ops import counts
 from sssd_hpc.ops.counts import Cost
 from sssd_hpc.train.describe import WIDTH
+from sssd_hpc.train.engine import BUCKET
 
 REUSE = 1_000_000_000
 """Parameters up to which stage 3 keeps in backward what it gathered in forward, default."""
@@ -95,24 +96,36 @@ def volumes(P: int, stage: int) -> dict[str, int]:
     return {"all_gather": whole * (1 if P <= REUSE else 2), "reduce_scatter": whole}
 
 
-def collective_s(op: str, size: float, n: int, cluster: Cluster) -> float:
-    """Return the seconds of a collective of `size` bytes: rings in nodes, then between them."""
+def messages(P: int, stage: int) -> int:
+    """Return how many collectives send P numbers: one a bucket, at stage 0 a single one."""
+    return math.ceil(P / BUCKET) if stage else 1
+
+
+def collective_s(op: str, size: float, n: int, cluster: Cluster, messages: int = 1) -> float:
+    """Return the seconds to handle `size` bytes in so many equal collectives, one after another.
+
+    Rings in nodes, then between them.
+    """
     if op == "all_reduce":
         return sum(
-            collective_s(half, size, n, cluster) for half in ("reduce_scatter", "all_gather")
+            collective_s(half, size, n, cluster, messages)
+            for half in ("reduce_scatter", "all_gather")
         )
     g = min(n, cluster.gpus)
     m = -(-n // g)
-    inside = (g - 1) * (cluster.inside.latency_s + size / g / cluster.inside.bytes_per_s)
-    between = size / g * (m - 1) / m / cluster.between.bytes_per_s
-    return inside + between + math.ceil(math.log2(m)) * cluster.between.latency_s
+    bytes_s = (g - 1) * size / g / cluster.inside.bytes_per_s
+    bytes_s += size / g * (m - 1) / m / cluster.between.bytes_per_s
+    hops_s = (g - 1) * cluster.inside.latency_s
+    hops_s += math.ceil(math.log2(m)) * cluster.between.latency_s
+    return bytes_s + messages * hops_s
 
 
 def communication_s(P: int, stage: int, n: int, cluster: Cluster) -> float:
     """Return the seconds of a step's collectives; none on one process."""
     if n == 1:
         return 0.0
-    return sum(collective_s(op, size, n, cluster) for op, size in volumes(P, stage).items())
+    parts = messages(P, stage)
+    return sum(collective_s(op, size, n, cluster, parts) for op, size in volumes(P, stage).items())
 
 
 def checkpoint_bytes(P: int, buffers: int) -> int:

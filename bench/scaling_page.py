@@ -24,7 +24,8 @@ between steps, in units of 4 P bytes: ZeRO stage 0: 3 + 1/n; stages 1 and 2: 1 +
 and a bucket of {bucket}. A step adds gradients (whole at stages 0 and 1, 1/n at 2), at
 stages 1 and 2 the same bucket, at stage 3 whole weights: below {reuse} parameters it gathers all
 of them once a step and keeps them until the step ends. A step sends an all-reduce of 4 P bytes at
-stage 0, an all-gather besides at stages 1 and 2, an all-gather and a reduce-scatter at stage 3.
+stage 0, an all-gather besides at stages 1 and 2, an all-gather and a reduce-scatter at stage 3;
+from stage 1 on in messages of one bucket each.
 Nothing is sent while something is computed (`overlap_comm` is off).
 
 ## Checked on this machine

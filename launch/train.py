@@ -157,7 +157,7 @@ def run_local(train: Train, cluster: render.Cluster, tasks_per_node: int, run: P
         signal.signal(signal.SIGINT, before)
     print(f"{tasks_per_node} rank(s), logs: {job.paths.folder}/{job.job_id}_*_log.out", flush=True)
     _wait(job)
-    code, said = cause([_end(job.task(rank)) for rank in range(tasks_per_node)])
+    code, said = cause([_end(job.task(rank), rank) for rank in range(tasks_per_node)])
     if code:
         print(said, file=sys.stderr)
     return code
@@ -177,12 +177,12 @@ def cause(ends: Sequence[tuple[int, str]]) -> tuple[int, str]:
     return max(ends, key=weight)
 
 
-def _end(task: submitit.Job[int]) -> tuple[int, str]:
+def _end(task: submitit.Job[int], rank: int) -> tuple[int, str]:
     """Return the exit code of a rank that has ended, and the line of its log that says why."""
     log = (task.stdout() or "").strip().splitlines() or [""]
     # A rank that was killed left no result, and submitit would wait for it.
     if not task.paths.result_pickle.exists() or task.exception():
-        return EXIT_FAILED, f"error: a rank failed: {log[-1].strip()}"
+        return EXIT_FAILED, f"error: rank {rank} ended without a word; its log ends: {log[-1]}"
     lines = [line for line in log if line.startswith(("error:", "stopped early:"))]
     return task.result(), (lines or log)[-1]
 

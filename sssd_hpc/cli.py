@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import difflib
-import errno
 import json
 import logging
 import os
@@ -22,12 +21,10 @@ from typing import Annotated, Literal
 
 import tyro
 
-from sssd_hpc import __version__, config
-from sssd_hpc.errors import Interrupted, PeerLost, UserError
+from sssd_hpc import __version__, config, files
+from sssd_hpc.errors import AgreedError, Interrupted, PeerLost, UserError
 
 EXIT_FAILED, EXIT_USER, EXIT_RESUMABLE = 1, 2, 75
-# A path that the user should not have named, unlike a full or failing disk.
-BAD_PATH = (errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG)
 
 
 def doctor(*, json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False) -> None:
@@ -314,6 +311,9 @@ def main(args: Sequence[str] | None = None) -> int:
 def _run(args: list[str]) -> int:
     try:
         _dispatch(args)
+    except AgreedError:
+        _say("ended with the first rank, which says why")
+        return EXIT_USER
     except UserError as error:
         _say(f"error: {' '.join(str(error).split())}")
         return EXIT_USER
@@ -328,7 +328,7 @@ def _run(args: list[str]) -> int:
         _say(f"stopped early: {reason}; the same command goes on")
         return EXIT_RESUMABLE
     except OSError as error:
-        bad_path = error.errno in BAD_PATH
+        bad_path = error.errno in files.BAD_PATH
         hint = "; name another path" if bad_path else ""
         _say(f"error: {' '.join(str(error).split())}{hint}")
         return EXIT_USER if bad_path else EXIT_FAILED

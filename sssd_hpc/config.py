@@ -141,7 +141,8 @@ class TrainConfig:
     label_dropout: float = 0.1
     """Share of records trained with every label unknown, for guidance (nle embedding only)."""
     checkpoint_every: int = 4000
-    """Samples between checkpoints, as in the paper's convergence analysis."""
+    """Samples between checkpoints, as in the paper's convergence analysis, where that is not sooner
+    than train.checkpoint_gap_s after the last."""
     checkpoint_gap_s: float = 60.0
     """Least seconds from one checkpoint to the next: fast training passes over those that would
     come sooner; 0 makes all of them."""

@@ -10,6 +10,10 @@ class UserError(ValueError):
     """
 
 
+class AgreedError(UserError):
+    """A mistake that all processes of a run end with: the first one says it, once."""
+
+
 class Interrupted(Exception):  # noqa: N818 - not an error
     """Work stopped early by a signal, its state saved: exit code 75, the same command resumes."""
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import errno
 import fcntl
 import hashlib
 import json
@@ -20,6 +21,11 @@ from pathlib import Path
 from typing import Any
 
 from sssd_hpc.errors import UserError
+
+# A path that the user should not have named, and a disk that has no room for him: he can mend
+# either, unlike a failing disk.
+BAD_PATH = (errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG)
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 TEMP_PREFIX = ".tmp-"
 MAX_CSV_FIELD = 1 << 20
@@ -51,6 +57,17 @@ def fsync_path(path: Path) -> None:
         os.close(descriptor)
 
 
+def age_s(path: Path, now: float) -> float | None:
+    """Return how old a file is in seconds, None if it cannot be seen.
+
+    `now` is in seconds since 1970; a file server's clock may be ahead of ours.
+    """
+    try:
+        return max(round(now - path.stat().st_mtime, 1), 0.0)
+    except OSError:
+        return None
+
+
 def temp_name(path: Path) -> Path:
     """Return an unused temporary name beside `path`, recognised by `is_temporary`."""
     return path.with_name(f"{TEMP_PREFIX}{path.name}-{os.getpid()}-{uuid.uuid4().hex[:8]}")
@@ -59,6 +76,17 @@ def temp_name(path: Path) -> Path:
 def is_temporary(path: Path) -> bool:
     """Tell whether `temp_name` made this name; other people's `.tmp-*` are none of ours."""
     return _TEMP_NAME.fullmatch(path.name) is not None
+
+
+def mendable(error: Exception) -> bool:
+    """Tell whether a failed access to files is for the user to mend: a bad path, or no room.
+
+    Libraries in Rust, such as safetensors, tell the number of the error in words alone.
+    """
+    number = error.errno if isinstance(error, OSError) else None
+    if number is None and (match := re.search(r"os error (\d+)", str(error))):
+        number = int(match[1])
+    return number in (*BAD_PATH, *NO_ROOM)
 
 
 @contextlib.contextmanager

@@ -99,6 +99,8 @@ def test_latency_counts_hops_in_a_node_and_doublings_between():
     slow = Cluster(4, Link(1.0, 1e30), Link(10.0, 1e30))
     assert cluster.collective_s("all_gather", 1.0, 4, slow) == pytest.approx(3)
     assert cluster.collective_s("all_gather", 1.0, 16, slow) == pytest.approx(3 + 20)
+    assert cluster.collective_s("all_gather", 1.0, 16, slow, 5) == pytest.approx(5 * (3 + 20))
+    assert [cluster.messages(50_000_000, stage) for stage in range(4)] == [1, 3, 3, 3]
 
 
 def test_one_process_sends_nothing_and_holds_what_adamw_needs():

@@ -121,7 +121,7 @@ class Writer:
         """Begin to write a checkpoint; `part` must not change until `finish`.
 
         Raises:
-            UserError: as `finish`, of this or of the checkpoint before.
+            UserError, OSError: as `finish`, of this or of the checkpoint before.
         """
         self.finish()
         path = folder(self._run, part.samples)
@@ -133,7 +133,8 @@ class Writer:
         """Wait for the writing, then make it a checkpoint; nothing if none was begun.
 
         Raises:
-            UserError: a rank could not write; older checkpoints are intact and no remains are left.
+            UserError: a rank had no room; older checkpoints are intact and no remains are left.
+            OSError: so, but the disk failed.
         """
         if self._part is None or self._written is None:
             return
@@ -212,13 +213,14 @@ def _commit(
 
 @contextlib.contextmanager
 def _refusing(path: Path) -> Iterator[None]:
-    """Turn a failed write into the user's error."""
+    """Say what a failed write has left; no room is the user's error, a failing disk is not."""
     try:
         yield
     except (OSError, SafetensorError) as error:
-        raise UserError(
+        kind = UserError if files.mendable(error) else OSError
+        raise kind(
             f"checkpoint {path} cannot be written: {error}; older checkpoints are intact: "
-            "make room and give the same command again"
+            "mend that and give the same command again"
         ) from error
 
 

@@ -135,6 +135,8 @@ def _activations(config: Config, store: Store) -> Callable[[int], float]:
     blocks = config.model.num_blocks
     arguments = model_arguments(config, store)
     small = {n: SSSDECG(**{**arguments, "num_blocks": n}) for n in (1, 2)}
+    for model in small.values():
+        model.activation_checkpointing = config.train.activation_checkpointing
     kept = {(n, b): _saved_bytes(small[n], b, store.length) for n in (1, 2) for b in (1, 2)}
     one = kept[1, 1] + (blocks - 1) * (kept[2, 1] - kept[1, 1])
     two = kept[1, 2] + (blocks - 1) * (kept[2, 2] - kept[1, 2])

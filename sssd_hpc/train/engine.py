@@ -29,8 +29,8 @@ _log = logging.getLogger(__name__)
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 BUCKET = 1 << 24
-"""Numbers that DeepSpeed gathers before it sends, from stage 1 on, in a buffer that it holds: large
-enough for full speed, while its default would take 2 GB, ten times the papers' weights."""
+"""Numbers that DeepSpeed gathers before it sends, from stage 1 on, in a buffer that it holds: the
+papers' weights go in three messages. Its default takes 2 GB, ten times those weights."""
 # Where DeepSpeed keeps this rank's share of the weights, flat, at stages 1 and 2 and at stage 3.
 SHARES = {
     1: "single_partition_of_fp32_groups",
@@ -192,8 +192,14 @@ def deepspeed_config(train: TrainConfig, world_size: int) -> dict[str, Any]:
         "gradient_clipping": train.grad_clip,
         "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,
-        # Weights stay float32; the kernels and FFTs opt out of autocast themselves.
-        "torch_autocast": {"enabled": train.precision == "bf16", "dtype": "bfloat16"},
+        # Weights stay float32, and so does what is sent, unlike that of the modules that DeepSpeed
+        # takes as safe to round, by default linear layers and convolutions. The kernels and FFTs
+        # opt out of autocast themselves.
+        "torch_autocast": {
+            "enabled": train.precision == "bf16",
+            "dtype": "bfloat16",
+            "lower_precision_safe_modules": [],
+        },
         "steps_per_print": sys.maxsize,
     }
 
@@ -261,7 +267,8 @@ def processes(timeout_s: float) -> Iterator[Group]:
     """Yield the group of the processes that train this run, found by `ranks.discover`.
 
     Raises:
-        UserError: half-set variables, or ranks that do not find each other.
+        UserError: half-set variables.
+        PeerLost: ranks that do not find each other, or lose one.
     """
     found = ranks.discover(os.environ)
     with _environment(found):

@@ -30,9 +30,13 @@ EVERY_S = 5.0
 FILE = re.compile(r"rank-(\d{5})\.json")
 SLOW = 1.5
 """A rank is slow that takes so many times what the median rank does."""
+COSTS = 0.1
+"""And that so costs the others this share of their time."""
 WATCH_S, WATCH_STEPS = 60.0, 10
 """A rank is called slow after so long and so many steps."""
 
+GRACE_S = 2.0
+"""How long a rank that lost others waits for the rest to say so."""
 LOST = "lost the others"
 """The words of a rank that failed only because another had."""
 
@@ -42,6 +46,25 @@ Phase = Literal["start", "step", "save", "done", "failed"]
 def folder(run: Path) -> Path:
     """Return where a run's heartbeats lie."""
     return run / "heartbeats"
+
+
+def read(run: Path, now: float) -> list[tuple[dict[str, Any], float]]:
+    """Return the newest attempt's heartbeats and their ages in seconds, in the order of ranks.
+
+    Only that `rank` is a number is checked: a crash may have left anything.
+    """
+    found = []
+    for path in sorted(folder(run).glob("rank-*.json")):
+        age = files.age_s(path, now)
+        with contextlib.suppress(OSError, ValueError, RecursionError):
+            told = json.loads(path.read_bytes())
+            if age is not None and isinstance(told, dict) and type(told.get("rank")) is int:
+                found.append((told, age))
+    if not found:
+        return []
+    newest, _ = min(found, key=lambda beat: beat[1])
+    attempt = newest.get("job_id"), newest.get("restart")
+    return [beat for beat in found if (beat[0].get("job_id"), beat[0].get("restart")) == attempt]
 
 
 def clear(run: Path, world_size: int) -> None:
@@ -75,7 +98,7 @@ class Heartbeat:
         lost: Sequence[str] = (),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._lost = lost
+        self._run, self._lost = run, lost
         self._path = folder(run) / f"rank-{rank:05d}.json"
         self._stacks_s, self._clock = 0.9 * timeout_s, clock
         self._fixed = {
@@ -105,9 +128,24 @@ class Heartbeat:
             self._write("done")
         else:
             words = " ".join(str(value).split())
-            if isinstance(value, RuntimeError) and any(sign in words for sign in self._lost):
-                words = LOST
-            self._write("failed", error=words[:300] or type(value).__name__)
+            lost = isinstance(value, RuntimeError) and any(sign in words for sign in self._lost)
+            self._write("failed", error=LOST if lost else words[:300] or type(value).__name__)
+            if lost:
+                self._name_the_silent()
+
+    def _name_the_silent(self) -> None:
+        """Say which ranks do not tell how they ended; the lowest of those that do says it."""
+        time.sleep(GRACE_S)
+        beats = read(self._run, time.time())
+        ended = {told["rank"] for told, _ in beats if told.get("phase") in ("done", "failed")}
+        if min(ended, default=-1) != self._fixed["rank"]:
+            return
+        for told, age in beats:
+            if told["rank"] not in ended:
+                _log.warning(
+                    "no word from rank %d on %s for %.0f s: it was at %s samples",
+                    *(told["rank"], told.get("host", "?"), age, told.get("samples", "?")),
+                )
 
     def beat(self, phase: Phase, samples: int) -> None:
         """Tell the phase, and by `step` that a step has ended; written only where it is due."""
@@ -140,7 +178,7 @@ class Heartbeat:
 
 
 class Stragglers:
-    """Compare the ranks' own seconds, and name a rank once while it stays slow.
+    """Compare the ranks' own seconds, and name a rank once while it slows down the others.
 
     Args:
         run: where the heartbeats that name a rank's host lie.
@@ -161,17 +199,18 @@ class Stragglers:
         self._sums = [0.0] * len(self._allowed)
 
     def add(self, seconds: Sequence[float]) -> None:
-        """Count a step: what each rank took outside of collectives."""
+        """Count a step: what each rank took for that part of it in which it waits for no other."""
         self._steps += 1
         self._sums = [total + s for total, s in zip(self._sums, seconds, strict=True)]
         if self._steps < WATCH_STEPS or self._clock() - self._since < WATCH_S:
             return
         # The lower one: of two ranks the slower would be half of its own median.
         typical = max(statistics.median_low(self._sums), 1e-9)
+        cost = COSTS * (self._clock() - self._since)
         slow = {
             rank: total / typical
             for rank, (total, allowed) in enumerate(zip(self._sums, self._allowed, strict=True))
-            if total > SLOW * typical * allowed
+            if total > SLOW * typical * allowed and total - typical * allowed > cost
         }
         for rank in sorted(slow.keys() - self._slow):
             _log.warning(

@@ -62,8 +62,10 @@ def train(config: Config, store: Store, run: Path) -> None:
     Raises:
         UserError: the run was begun with other settings or data, its checkpoints are damaged, the
             loss is not finite, or the disk is full. The last good checkpoint is intact.
+        OSError: the disk failed otherwise.
         Interrupted: SIGINT, SIGTERM, SIGUSR1 or SIGUSR2 came to a rank; the step was finished and
             saved.
+        PeerLost: another process of the run is gone or silent.
     """
     with (
         processes(config.train.timeout_s) as group,
@@ -232,8 +234,8 @@ class Trainer:
             if state.samples > saved:
                 self._save(state)
             writer.finish()
-            stale = resume.exported_samples(self.run) != state.samples
-            if self.found and self.found.samples == state.samples and stale:
+            if self.found and self.found.samples == state.samples:
+                # Only the export was missing.
                 path = checkpoints.folder(self.run, state.samples)
                 self.group.first(lambda: self._export(checkpoints.read(path)))
 
@@ -259,7 +261,7 @@ class Trainer:
             began = time.monotonic()
             loss = self._loss(engine, numbers or range(state.samples, state.samples + 1))
             sum_of_losses += len(numbers) * float(loss.detach())
-            # At stage 3 forward gathers weights, and so waits for the slowest rank.
+            # Backward waits for the slowest rank, and at stage 3 forward, which gathers weights.
             own_s += (self.prepared if train.zero_stage == 3 else time.monotonic()) - began
             if piece == train.accumulation_steps - 1:
                 vote = self._vote(sum_of_losses / count, own_s, stop, engine.device)
@@ -332,11 +334,14 @@ class Trainer:
         """Check a number that is the same on every rank."""
         if not math.isfinite(value):
             self.writer.finish()
-            raise UserError(
-                f"the {name} is {value} after {state.samples} samples: training diverged; "
-                "lower train.learning_rate or set train.grad_clip in a new --run "
-                f"(the checkpoints in {self.run} are intact)"
-            )
+            self.group.first(lambda: self._refuse(name, value, state.samples))
+
+    def _refuse(self, name: str, value: float, samples: int) -> None:
+        raise UserError(
+            f"the {name} is {value} after {samples} samples: training diverged; "
+            "lower train.learning_rate or set train.grad_clip in a new --run "
+            f"(the checkpoints in {self.run} are intact)"
+        )
 
     def _log_line(self, state: TrainState, since: tuple[float, int]) -> tuple[float, int]:
         """Add a line of means since the last one; return the time and count of this one."""
@@ -393,9 +398,10 @@ class Trainer:
                 metadata=metadata,
             )
         except (OSError, SafetensorError) as error:
-            raise UserError(
+            kind = UserError if files.mendable(error) else OSError
+            raise kind(
                 f"{path} cannot be written: {error}; the checkpoints are intact: "
-                "make room and give the same command again"
+                "mend that and give the same command again"
             ) from error
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from sssd_hpc import files
-from sssd_hpc.errors import UserError
 
 
 def peak_memory_gib() -> float:
@@ -26,17 +25,12 @@ def append(path: Path, row: dict[str, Any]) -> None:
     """Add one line, flushed to the disk.
 
     Raises:
-        UserError: the disk is full or not writable.
+        OSError: the disk is full or not writable; it names the file.
     """
-    try:
-        with open(path, "a", encoding="utf-8") as stream:
-            stream.write(json.dumps(row, allow_nan=False) + "\n")
-            stream.flush()
-            os.fsync(stream.fileno())
-    except OSError as error:
-        raise UserError(
-            f"{path} cannot be written: {error}; make room and give the same command again"
-        ) from error
+    with files.naming(path), open(path, "a", encoding="utf-8") as stream:
+        stream.write(json.dumps(row, allow_nan=False) + "\n")
+        stream.flush()
+        os.fsync(stream.fileno())
 
 
 def truncate(path: Path, samples: int) -> None:

@@ -17,7 +17,8 @@ from typing import Any, Literal, TypeVar
 import torch
 import torch.distributed as dist
 
-from sssd_hpc.errors import PeerLost, UserError
+from sssd_hpc import files
+from sssd_hpc.errors import AgreedError, PeerLost, UserError
 
 T = TypeVar("T")
 
@@ -112,14 +113,14 @@ class Group:
         """Let rank 0 work; return its result, a small object, to every rank.
 
         Raises:
-            UserError: rank 0's, or its failed access to a file, on every rank.
+            UserError, OSError: rank 0's, on every rank.
         """
         answer: list[Any] = [_attempt(work) if self.rank == 0 else None]
         if self.world_size > 1:
             dist.broadcast_object_list(answer, src=0)
-        value, failure = answer[0]
+        value, failure, mendable = answer[0]
         if failure:
-            raise UserError(failure)
+            raise self._agreed(failure, mendable)
         result: T = value
         return result
 
@@ -127,25 +128,32 @@ class Group:
         """Let every rank work; return all results, small objects, to every rank.
 
         Raises:
-            UserError: the first rank's that failed, on every rank.
+            UserError, OSError: the first rank's that failed, on every rank.
         """
         answers = self.gather(_attempt(work))
-        for rank, (_, failure) in enumerate(answers):
+        for rank, (_, failure, mendable) in enumerate(answers):
             if failure:
                 where = f"rank {rank}: " if self.world_size > 1 else ""
-                raise UserError(f"{where}{failure}")
-        return [value for value, _ in answers]  # type: ignore[misc]
+                raise self._agreed(f"{where}{failure}", mendable)
+        return [value for value, _, _ in answers]  # type: ignore[misc]
+
+    def _agreed(self, failure: str, mendable: bool) -> Exception:
+        """Return an error that all ranks raise; only rank 0's will be said."""
+        if not mendable:
+            return OSError(failure)
+        return UserError(failure) if self.rank == 0 else AgreedError(failure)
 
 
-def _attempt(work: Callable[[], T]) -> tuple[T | None, str]:
-    """Return what the work returns, or the words of the error that every rank is to end with."""
+def _attempt(work: Callable[[], T]) -> tuple[T | None, str, bool]:
+    """Return what the work returns, or the words of its error and whether the user can mend it."""
     try:
-        return work(), ""
+        return work(), "", True
     except UserError as error:
-        return None, str(error)
+        return None, str(error), True
     except OSError as error:
-        # A full or failing disk: another attempt on it would end the same way.
-        return None, f"{error}; mend that and give the same command again"
+        mendable = files.mendable(error)
+        hint = "; mend that and give the same command again" if mendable else ""
+        return None, f"{error}{hint}", mendable
 
 
 @contextlib.contextmanager

@@ -27,7 +27,8 @@ DONE, USER, RESUMABLE = 0, 2, 75
 STOPPED_EARLY = (RESUMABLE, *(128 + number for number in (SIGUSR1, SIGUSR2, SIGTERM)))
 REQUEUED, STOPPED = 0, 1
 BUDGET = 10
-"""Crashes that one job may come back from, and attempts in a row that may end where they began."""
+"""Crashes that one job may come back from by default, and attempts in a row that may end where they
+began."""
 PATIENCE = 2
 """Crashes without a newer checkpoint after which a job stops: the third would be no better."""
 # A controller that restarts is away for seconds to minutes.
@@ -58,7 +59,7 @@ def decide(
     """Return whether to requeue a job, and why; a pure function.
 
     `samples` counts the newest checkpoint's, `history` holds the job's earlier attempts, oldest
-    first. Only a checkpoint newer than all before is progress.
+    first. Only a checkpoint newer than all before is progress. `budget` bounds crashes alone.
     """
     if exit_code == DONE:
         return False, "finished"
@@ -69,15 +70,15 @@ def decide(
     idle, idle_crashes = _idle(crashed, samples, history)
     if crashed and idle_crashes >= PATIENCE:
         return False, f"{why}, and {idle_crashes} crashes in a row without a newer checkpoint"
-    if idle >= budget:
+    if idle >= BUDGET:
         return False, f"{why}, and {idle} attempts in a row without a newer checkpoint"
     crashes = crashed + sum(_crashed(attempt) for attempt in history)
     if crashes > budget:
         return False, f"{why}, and the budget of {budget} restarts after a crash is used up"
     if crashed:
         return True, f"{why}, restart {crashes} of {budget} after a crash"
-    saved = "its state saved" if exit_code == RESUMABLE else "while it started"
-    return True, f"{why}: stopped early, {saved}"
+    when = "" if exit_code == RESUMABLE else ", while it started"
+    return True, f"{why}: stopped early{when}"
 
 
 def _idle(crashed: bool, samples: int, history: Sequence[Attempt]) -> tuple[int, int]:

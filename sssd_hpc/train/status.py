@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal, TextIO
 
 from sssd_hpc import config as configs
+from sssd_hpc import files
 from sssd_hpc.errors import UserError
 from sssd_hpc.progress import duration
 from sssd_hpc.train import heartbeat
@@ -80,7 +81,7 @@ def examine(run: Path, *, now: float | None = None) -> Status:
     now = time.time() if now is None else now
     settings = _settings(run)
     total = _whole(settings.get("samples"))
-    beats = _beats(run, now)
+    beats = heartbeat.read(run, now)
     ranks = [_rank(told, age, _whole(settings.get("timeout_s")) or 600) for told, age in beats]
     newest = newest_samples(run) or None
     metrics = [row for row in _lines(run / "metrics.jsonl") if _number(row.get("loss")) is not None]
@@ -101,7 +102,7 @@ def examine(run: Path, *, now: float | None = None) -> Status:
         samples_per_s=rate,
         eta_s=max(total - samples, 0) / rate if running and rate and total else None,
         checkpoint_samples=newest,
-        checkpoint_age_s=_age(manifest, now) if newest else None,
+        checkpoint_age_s=files.age_s(manifest, now) if newest else None,
         job_id=str(told.get("job_id", "")),
         restart=_whole(told.get("restart")) or 0,
         ranks=ranks,
@@ -214,20 +215,6 @@ def _state(ranks: Sequence[Rank], newest: int | None, total: int | None) -> tupl
     return "stopped", again
 
 
-def _beats(run: Path, now: float) -> list[tuple[dict[str, Any], float]]:
-    """Return the heartbeats of the newest attempt and their ages, in the order of ranks."""
-    found = []
-    for path in sorted(heartbeat.folder(run).glob("rank-*.json")):
-        told, age = _json(path), _age(path, now)
-        if age is not None and _whole(told.get("rank")) is not None:
-            found.append((told, age))
-    if not found:
-        return []
-    newest = min(found, key=lambda beat: beat[1])[0]
-    attempt = newest.get("job_id"), newest.get("restart")
-    return [beat for beat in found if (beat[0].get("job_id"), beat[0].get("restart")) == attempt]
-
-
 def _rank(told: dict[str, Any], age: float, timeout_s: float) -> Rank:
     phase = str(told.get("phase", ""))
     step_s = _number(told.get("step_s")) or 0.0
@@ -269,22 +256,6 @@ def _lines(path: Path) -> list[dict[str, Any]]:
         if isinstance(row, dict):
             rows.append(row)
     return rows
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return value if isinstance(value, dict) else {}
-
-
-def _age(path: Path, now: float) -> float | None:
-    """Return how old a file is in seconds; a file server's clock may be ahead of ours."""
-    try:
-        return max(round(now - path.stat().st_mtime, 1), 0.0)
-    except OSError:
-        return None
 
 
 def _means(values: Sequence[float], parts: int) -> list[float]:

@@ -96,8 +96,12 @@ def test_local_ranks_meet_and_get_the_flags_as_they_are(stand_in: Path) -> None:
     [
         ("wrong", 2, "error: what, where\n"),
         ("wrong on 1", 2, "error: what, where\n"),
-        ("raise", 1, "error: a rank failed: RuntimeError: rank 1 fell\n"),
-        ("kill", 1, "error: a rank failed: rank 1 was here\n"),
+        (
+            "raise",
+            1,
+            "error: rank 1 ended without a word; its log ends: RuntimeError: rank 1 fell\n",
+        ),
+        ("kill", 1, "error: rank 1 ended without a word; its log ends: rank 1 was here\n"),
     ],
 )
 def test_a_local_rank_that_fails_gives_its_code_and_its_words(

@@ -200,6 +200,26 @@ def test_what_ends_badly_is_put_to_restart(
     assert ("\nsssd_hpc\ntrain\n" in called) is trains
 
 
+@pytest.mark.parametrize(
+    ("flock", "code"),
+    [(0, 0), (99, 75), (65, 0)],
+    ids=["free", "held", "no locks on this file system"],
+)
+def test_a_restart_waits_for_who_still_trains_in_the_folder(
+    flock: int, code: int, tmp_path: Path
+) -> None:
+    environment(tmp_path)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".lock").touch()
+    tool = tmp_path / "bin" / "flock"
+    tool.write_text(f"#!/bin/bash\nexit {flock}\n")
+    tool.chmod(0o755)
+    result = execute(Cluster(), tmp_path, "--run", "run", SLURM_RESTART_COUNT="1")
+    assert result.returncode == code, result.stderr
+    assert ("something still trains in run after 900 s" in result.stdout) is (code == 75)
+    assert ("\nsssd_hpc\ntrain\n" in (tmp_path / "called").read_text()) is (code == 0)
+
+
 def test_the_first_rank_to_end_gives_the_cause(tmp_path: Path) -> None:
     env = environment(tmp_path)
     # Two ranks as srun would end them: the second is killed because of the first.

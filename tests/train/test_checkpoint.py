@@ -259,7 +259,9 @@ def test_a_refusing_disk_leaves_the_old_checkpoints_and_is_named(
         raise OSError(number, os.strerror(number), str(path))
 
     monkeypatch.setattr(checkpoint.files, "fsync_path", refuse)
-    with pytest.raises(UserError, match=f"{os.strerror(number)}.*older checkpoints are intact"):
+    words = f"{os.strerror(number)}.*older checkpoints are intact"
+    # Another attempt on another node may do better with a failing disk, not with a full one.
+    with pytest.raises(OSError if number == errno.EIO else UserError, match=words):
         save_all(tmp_path, 8)
     assert names(tmp_path) == ["samples-000000004"]
 

@@ -27,13 +27,15 @@ def test_the_description_says_what_a_run_would_be(small: SimpleNamespace) -> Non
     assert "labels NORM, AFIB" in text
 
 
+@pytest.mark.parametrize("again", [False, True], ids=["kept", "computed again"])
 @pytest.mark.parametrize("batch", [1, 5])
 @pytest.mark.parametrize("blocks", [1, 4])
 def test_the_extrapolated_activations_equal_the_counted_ones(
-    small: SimpleNamespace, batch: int, blocks: int
+    small: SimpleNamespace, batch: int, blocks: int, again: bool
 ) -> None:
     store = small.store()
-    config = small.with_model(small.config(batch_size=batch), num_blocks=blocks)
+    train = small.config(batch_size=batch, activation_checkpointing=again)
+    config = small.with_model(train, num_blocks=blocks)
     model = build_model(config, store)
     counted = describing._saved_bytes(model, batch, store.length)
     assert describing._activations(config, store)(batch) == pytest.approx(counted, rel=0.02)

@@ -57,7 +57,11 @@ def test_the_deepspeed_configuration_is_this() -> None:
         "gradient_clipping": 0.5,
         "zero_optimization": {"stage": 0},
         "zero_allow_untested_optimizer": True,
-        "torch_autocast": {"enabled": True, "dtype": "bfloat16"},
+        "torch_autocast": {
+            "enabled": True,
+            "dtype": "bfloat16",
+            "lower_precision_safe_modules": [],
+        },
         "steps_per_print": sys.maxsize,
     }
     assert not deepspeed_config(TrainConfig(), 1)["torch_autocast"]["enabled"]

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -151,10 +152,10 @@ def test_a_rank_that_stays_slow_is_named_once_with_its_host(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with Heartbeat(tmp_path, 2):
-        watch(tmp_path, [2, 2, 2, 2], [0.1, 0.1, 0.2, 0.14], steps=40)
+        watch(tmp_path, [2, 2, 2, 2], [2.0, 2.0, 4.0, 2.8], steps=40)
     (record,) = caplog.records
     assert record.message == (
-        f"rank 2 on {os.uname().nodename} is slow: its part of a step takes 200 ms, "
+        f"rank 2 on {os.uname().nodename} is slow: its part of a step takes 4000 ms, "
         "2.0 times the median rank's"
     )
 
@@ -162,8 +163,8 @@ def test_a_rank_that_stays_slow_is_named_once_with_its_host(
 def test_of_two_ranks_the_slow_one_is_named_and_again_after_a_recovery(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    stragglers, clock = watch(tmp_path, [1, 1], [0.1, 0.3])
-    for seconds in ([0.1, 0.1], [0.1, 0.3]):
+    stragglers, clock = watch(tmp_path, [1, 1], [2.0, 6.0])
+    for seconds in ([2.0, 2.0], [2.0, 6.0]):
         for _ in range(10):
             clock.now += 6
             stragglers.add(seconds)
@@ -172,8 +173,13 @@ def test_of_two_ranks_the_slow_one_is_named_and_again_after_a_recovery(
 
 @pytest.mark.parametrize(
     ("shares", "seconds", "steps"),
-    [([2, 2], [0.1, 0.14], 20), ([2, 1, 1], [0.2, 0.1, 0.1], 20), ([1, 1], [0.1, 9.0], 9)],
-    ids=["within bounds", "more to do", "short"],
+    [
+        ([2, 2], [2.0, 2.8], 20),
+        ([2, 1, 1], [4.0, 2.0, 2.0], 20),
+        ([1, 1], [0.1, 9.0], 9),
+        ([1, 1], [0.1, 0.6], 20),
+    ],
+    ids=["within bounds", "more to do", "short", "costs little"],
 )
 def test_who_is_little_slower_or_has_more_to_do_is_not_named(
     tmp_path: Path,
@@ -184,6 +190,24 @@ def test_who_is_little_slower_or_has_more_to_do_is_not_named(
 ) -> None:
     watch(tmp_path, shares, seconds, steps)
     assert not caplog.records
+
+
+def test_ranks_that_do_not_say_how_they_ended_are_named_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Ranks 1 and 2 lose rank 0, which hangs, and rank 3, which fails by itself."""
+    monkeypatch.setattr(heartbeat, "GRACE_S", 0.5)
+    ranks = [Heartbeat(tmp_path, rank, samples=12, lost=["closed"]) for rank in range(4)]
+    for rank in ranks:
+        rank.beat("step", 12)
+    ranks[3].__exit__(ValueError, ValueError("the cause"), None)
+    lost = RuntimeError("connection closed")
+    with ThreadPoolExecutor(2) as pool:
+        for rank in ranks[1:3]:
+            pool.submit(rank.__exit__, RuntimeError, lost, None)
+    (record,) = caplog.records
+    assert record.message.startswith(f"no word from rank 0 on {os.uname().nodename} for ")
+    assert record.message.endswith(" s: it was at 12 samples")
 
 
 def test_training_leaves_its_last_heartbeat(tmp_path: Path, small: SimpleNamespace) -> None:

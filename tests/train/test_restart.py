@@ -31,11 +31,17 @@ DECISIONS = {
     "finished": (0, 100, [], False, "finished"),
     "the user's mistake": (2, 100, [], False, "mend"),
     "a mistake after progress": (2, 100, [(75, 50)], False, "mend"),
-    "preempted": (75, 100, [], True, "its state saved"),
-    "preempted before the first checkpoint": (75, 0, [], True, "its state saved"),
-    "preempted for the 50th time": (75, 51, [(75, n) for n in range(1, 51)], True, "saved"),
+    "preempted": (75, 100, [], True, "exit code 75: stopped early"),
+    "preempted before the first checkpoint": (75, 0, [], True, "exit code 75: stopped early"),
+    "preempted for the 50th time": (
+        75,
+        51,
+        [(75, n) for n in range(1, 51)],
+        True,
+        "exit code 75: stopped early",
+    ),
     "told to stop while Python starts": (143, 0, [(143, 0), (138, 0)], True, "while it started"),
-    "preempted, nine idle": (75, 8, [(75, 8)] * 9, True, "saved"),
+    "preempted, nine idle": (75, 8, [(75, 8)] * 9, True, "exit code 75: stopped early"),
     "preempted, ten idle": (75, 8, [(75, 8)] * 10, False, "10 attempts in a row"),
     "preempted, never anything": (75, 0, [(75, 0)] * 9, False, "10 attempts in a row"),
     "first crash, with progress": (1, 8, [], True, "restart 1 of 10"),
@@ -48,7 +54,13 @@ DECISIONS = {
     "newest checkpoint was damaged": (1, 6, [(1, 4), (1, 8), (1, 6)], False, "2 crashes"),
     "tenth crash": (1, 10, [(1, n) for n in range(1, 10)], True, "restart 10 of 10"),
     "eleventh crash": (1, 11, [(1, n) for n in range(1, 11)], False, "budget of 10"),
-    "preempted after ten crashes": (75, 11, [(1, n) for n in range(1, 11)], True, "saved"),
+    "preempted after ten crashes": (
+        75,
+        11,
+        [(1, n) for n in range(1, 11)],
+        True,
+        "exit code 75: stopped early",
+    ),
 }
 
 
@@ -60,8 +72,10 @@ def test_a_job_is_requeued_or_stopped(case: str) -> None:
     assert said in reason
 
 
-def test_a_budget_of_zero_lets_no_crash_come_back() -> None:
+def test_a_budget_of_zero_lets_no_crash_come_back_but_every_preemption() -> None:
     assert decide(CRASH, 8, [], budget=0)[0] is False
+    assert decide(75, 8, [], budget=0)[0] is True
+    assert decide(143, 0, [attempt(75, 0)], budget=1)[0] is True
 
 
 def test_a_job_that_always_crashes_stops_after_its_budget() -> None:

@@ -21,6 +21,7 @@ STAGES = [
 ]
 DAMAGES = ["flipped", "cut", "missing", "outside"]
 BROKEN = {"metrics": "metrics.jsonl", "export": "export/model.safetensors", "latest": "latest"}
+HOURLY = {"checkpoint_gap_s": 3600, "keep_checkpoints": 9}
 CHAIN = [(1, 0, 8), (2, 2, 16), (4, 3, 22), (3, 1, 26), (1, 0, 32)]
 PLANS: list[dict[str, Any]] = [
     {"run": "alone", "world": 1},
@@ -29,7 +30,14 @@ PLANS: list[dict[str, Any]] = [
     {"run": "three-alone", "world": 1, "settings": {"samples": 30}},
     {"run": "pieces", "world": 2, "settings": {"accumulation_steps": 2, "zero_stage": 2}},
     {"run": "bf16-alone", "world": 1, "settings": {"precision": "bf16"}},
-    {"run": "bf16", "world": 2, "settings": {"precision": "bf16", "zero_stage": 2}},
+    *(
+        {
+            "run": f"bf16-{stage}",
+            "world": 2,
+            "settings": {"precision": "bf16", "zero_stage": stage},
+        }
+        for stage in range(4)
+    ),
     {"run": "clipped-alone", "world": 1, "settings": {"grad_clip": 0.01}},
     {"run": "clipped", "world": 2, "settings": {"grad_clip": 0.01, "zero_stage": 3}},
     {
@@ -51,7 +59,11 @@ PLANS: list[dict[str, Any]] = [
     {"run": "killed", "world": 2, "settings": {"zero_stage": 2}},
     {"run": "spoiled", "world": 2, "settings": {}, "spoil": [1, 12]},
     {"run": "skipped", "world": 2, "settings": {"bad_steps": 1}, "spoil": [1, 12]},
-    {"run": "slow", "world": 2, "settings": {"zero_stage": 3}, "slow": [1, 0.1]},
+    *(
+        {"run": f"slow-{stage}", "world": 2, "settings": {"zero_stage": stage}, "slow": [1, 0.1]}
+        for stage in (0, 3)
+    ),
+    *({"run": f"hasty-{rank}", "world": 2, "settings": HOURLY, "hasty": rank} for rank in range(2)),
     *(
         {"run": f"broken-{kind}", "world": 2, "settings": {}, "break": name}
         for kind, name in BROKEN.items()
@@ -122,10 +134,16 @@ def test_two_ranks_train_what_one_does(worlds: Any, run: str) -> None:
 
 
 def test_two_ranks_in_bfloat16_train_what_one_does_to_its_rounding(worlds: Any) -> None:
-    ours, theirs = worlds[0] / "bf16", worlds[0] / "bf16-alone"
+    ours, theirs = worlds[0] / "bf16-0", worlds[0] / "bf16-alone"
     assert {tensor.dtype for tensor in tensors(ours).values()} == {torch.float32}
     # Half a unit in the last place of bfloat16.
     assert losses(ours) == pytest.approx(losses(theirs), rel=2**-9)
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_bfloat16_is_the_same_at_every_stage(worlds: Any, stage: int) -> None:
+    """What is sent stays float32."""
+    assert_close(worlds[0] / f"bf16-{stage}", worlds[0] / "bf16-0")
 
 
 def test_clipping_is_by_the_norm_of_the_whole_gradient(worlds: Any) -> None:
@@ -177,8 +195,18 @@ def test_a_bad_step_may_be_skipped_and_is_counted(worlds: Any) -> None:
     assert float(step) == 7
 
 
-def test_a_slow_rank_is_named_at_any_stage(worlds: Any) -> None:
-    first, second = outcomes(worlds, "slow")[0]["said"]
+@pytest.mark.parametrize(("rank", "expected"), [(0, [8, 16, 24, 32]), (1, [8, 32])])
+def test_the_first_ranks_clock_keeps_the_gap_between_checkpoints(
+    worlds: Any, rank: int, expected: list[int]
+) -> None:
+    """The first checkpoint and that at the end are made in any case."""
+    made = sorted((worlds[0] / f"hasty-{rank}" / "checkpoints").iterdir())
+    assert [path.name for path in made] == [f"samples-{samples:09d}" for samples in expected]
+
+
+@pytest.mark.parametrize("stage", [0, 3])
+def test_a_slow_rank_is_named(worlds: Any, stage: int) -> None:
+    first, second = outcomes(worlds, f"slow-{stage}")[0]["said"]
     assert first.startswith("rank 1 on ")
     assert first.count("is slow") == 1
     assert second == ""

@@ -4,8 +4,9 @@ python world.py FOLDER < plans.json > outcomes.json
 
 A plan is {"run": name, "world": 2, "settings": {...}} and may hold "signal": [rank, name, samples]
 (a signal to a rank at a count of samples), "spoil": [rank, samples] (a rank's loss is NaN there),
-"slow": [rank, seconds] (its data take so much longer, each step), "break": name (rank 0 cannot
-write that file of the run from 12 samples on), or "of": run and "damage": kind (what is done to the
+"slow": [rank, seconds] (its data take so much longer, each step), "hasty": rank (its clock runs a
+million times too fast), "break": name (rank 0 cannot write that file of the run from 12 samples
+on), or "of": run and "damage": kind (what is done to the
 newest checkpoint of a copy of it first). Its outcome is the exit code and the last words of each
 rank. Ranks are forked from one process that has imported everything, which saves seconds a plan.
 """
@@ -24,7 +25,7 @@ import socket
 import sys
 import time
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 from sssd_hpc.errors import Interrupted, PeerLost, UserError
@@ -95,6 +96,8 @@ def disturb(plan: dict[str, Any], rank: int) -> None:
         time.sleep(wait_s if rank == slow else 0.0)
         return draw(*given)
 
+    if rank == plan.get("hasty"):
+        loop.time = SimpleNamespace(monotonic=lambda: 1e6 * time.monotonic())
     loop.Trainer._step, loop.Trainer._loss, loop.draw = acting, spoiling, dawdling
     heartbeat.WATCH_S, heartbeat.WATCH_STEPS = 0.0, 4
 
