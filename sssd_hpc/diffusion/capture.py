@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sssd_hpc.diffusion.samplers import Denoiser
+from sssd_hpc.diffusion.denoiser import Denoiser
 
 # Calls before the capture: libraries choose algorithms and take their workspaces in them.
 WARMUP = 3

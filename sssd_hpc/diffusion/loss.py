@@ -7,7 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import mse_loss
 
-from sssd_hpc.diffusion.samplers import Denoiser
+from sssd_hpc.diffusion.denoiser import Denoiser
 from sssd_hpc.diffusion.schedule import NoiseSchedule, q_sample
 
 
