@@ -32,6 +32,19 @@ def _check(holds: bool, field: str, given: object, allowed: str) -> None:
         raise UserError(f"{field} is {given}; it must be {allowed}")
 
 
+def parse_shard(text: str) -> tuple[int, int]:
+    """Return shard K of N of "K/N", K from 0.
+
+    Raises:
+        UserError: it is not that.
+    """
+    match = re.fullmatch("([0-9]{1,9})/([0-9]{1,9})", text)
+    number, count = (int(match[1]), int(match[2])) if match else (0, 0)
+    if number >= count:
+        raise UserError(f"--shard is {text!r:.40}; it must be K/N with K in 0 .. N-1, as in 0/16")
+    return number, count
+
+
 def parse_folds(text: str) -> tuple[int, ...]:
     """Return the folds named by text such as `1-8` or `1,3,9-10`, ascending.
 
@@ -97,6 +110,11 @@ class DiffusionConfig:
     """Noise variance added by the last step."""
     prediction: Literal["epsilon", "velocity"] = "epsilon"
     """What the network predicts: the noise (the paper), or v, sound where little signal is left."""
+    zero_terminal_snr: bool = False
+    """Rescale the schedule to end in pure noise, where sampling starts (arXiv 2305.08891); velocity
+    only. The paper's schedule leaves 36 % of the signal's amplitude."""
+    distilled_steps: int = 0
+    """DDIM steps that a student samples in, set by --distill-from; 0: no student."""
     scale_mv: float = 1.0
     """Millivolts per model unit; 1.0 is the paper (signals in mV, not normalised)."""
 
@@ -107,6 +125,25 @@ class DiffusionConfig:
             "diffusion.beta_start, beta_end",
             (self.beta_start, self.beta_end),
             "in (0, 1) and ascending",
+        )
+        _check(
+            not self.zero_terminal_snr or self.prediction == "velocity",
+            "diffusion.prediction",
+            self.prediction,
+            "velocity with diffusion.zero_terminal_snr: in pure noise, the noise is the input and "
+            "says nothing of the signal",
+        )
+        _check(
+            not self.zero_terminal_snr or self.num_steps >= 2,
+            "diffusion.num_steps",
+            self.num_steps,
+            "at least 2 with diffusion.zero_terminal_snr",
+        )
+        _check(
+            self.distilled_steps >= 0,
+            "diffusion.distilled_steps",
+            self.distilled_steps,
+            "at least 1 for a student, else 0",
         )
         _check(
             math.isfinite(self.scale_mv) and self.scale_mv > 0,

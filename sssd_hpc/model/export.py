@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from sssd_hpc import files
+from sssd_hpc.ecg.store import Store
 from sssd_hpc.errors import UserError
 from sssd_hpc.model.sssd import SSSDECG
 
@@ -46,7 +47,8 @@ def save_export(
         metadata: what sampling must know, JSON values: leads, labels (names in order), rate_hz,
             length (samples), diffusion (arguments of the schedule), prediction (epsilon or
             velocity), scale_mv, label_dropout (share of records trained without labels, which
-            guidance needs), samples_seen.
+            guidance needs), samples_seen; of a distilled model also distilled_steps, the DDIM
+            steps that it samples in.
     """
     missing = [name for name in REQUIRED if name not in metadata]
     assert not missing, f"export metadata lacks {missing}"
@@ -93,6 +95,39 @@ def load_export(
     return model.eval(), metadata
 
 
+def export_path(run: Path) -> Path:
+    """Return the export of a run.
+
+    Raises:
+        UserError: there is none.
+    """
+    path = run / "export" / "model.safetensors"
+    if not path.is_file():
+        raise UserError(
+            f"{run} has no export/model.safetensors; train it first, or let its training finish"
+        )
+    return path
+
+
+def check_store(metadata: Mapping[str, Any], store: Store, run: Path) -> None:
+    """Check that the model of a run was trained on such records as a store holds.
+
+    Raises:
+        UserError: labels, rate or length differ.
+    """
+    pairs = (
+        ("labels", tuple(metadata["labels"]), tuple(store.label_names)),
+        ("rate in Hz", metadata["rate_hz"], store.rate_hz),
+        ("length in samples", metadata["length"], store.length),
+    )
+    for what, trained, given in pairs:
+        if trained != given:
+            raise UserError(
+                f"the model in {run} was trained with {what} {_short(trained)}, the store "
+                f"{store.path} has {_short(given)}; prepare a store as the model's own was prepared"
+            )
+
+
 def check_names(path: object, given: Iterable[str], wanted: Iterable[str]) -> None:
     """Compare tensor names.
 
@@ -110,6 +145,13 @@ def check_finite(path: object, name: str, tensor: Tensor) -> None:
     """Raise UserError if a weight is NaN or infinite."""
     if not bool(torch.isfinite(tensor).all()):
         raise UserError(f"{path}: tensor {name} holds NaN or infinite values; it cannot be used")
+
+
+def _short(value: object) -> str:
+    if not isinstance(value, tuple):
+        return str(value)
+    names = ",".join(value[:8])
+    return f"{names} and {len(value) - 8} more" if len(value) > 8 else names
 
 
 def _read_metadata(path: Path, header: Mapping[str, str]) -> dict[str, Any]:

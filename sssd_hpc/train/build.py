@@ -73,5 +73,6 @@ def parameter_groups(model: nn.Module, train: TrainConfig) -> list[dict[str, Any
 def schedule_arguments(config: Config) -> dict[str, Any]:
     """Return the keyword arguments of `NoiseSchedule.linear`."""
     arguments = dataclasses.asdict(config.diffusion)
-    del arguments["scale_mv"], arguments["prediction"]
+    for name in ("scale_mv", "prediction", "distilled_steps"):
+        del arguments[name]
     return arguments

@@ -23,7 +23,7 @@ from torch import Tensor
 from sssd_hpc import config as configs
 from sssd_hpc import files
 from sssd_hpc.config import Config, TrainConfig
-from sssd_hpc.diffusion import NoiseSchedule, epsilon_loss, velocity_loss
+from sssd_hpc.diffusion import NoiseSchedule, distillation_loss, epsilon_loss, velocity_loss
 from sssd_hpc.ecg.store import Store
 from sssd_hpc.errors import Interrupted, UserError
 from sssd_hpc.model.export import save_export
@@ -45,6 +45,7 @@ from sssd_hpc.train.heartbeat import Heartbeat, Stragglers
 from sssd_hpc.train.ranks import PEER_LOST, Group
 from sssd_hpc.train.signals import StopFlag
 from sssd_hpc.train.state import Tally, TrainState, load_weights
+from sssd_hpc.train.teacher import Teacher, load_teacher
 from sssd_hpc.train.tensorboard import Board
 
 __all__ = ["describe", "train"]
@@ -54,10 +55,12 @@ _log = logging.getLogger(__name__)
 LOSSES = {"epsilon": epsilon_loss, "velocity": velocity_loss}
 
 
-def train(config: Config, store: Store, run: Path) -> None:
+def train(config: Config, store: Store, run: Path, distill_from: Path | None = None) -> None:
     """Train until `config.train.samples` records were seen, from the newest checkpoint in `run`.
 
     Writes config.yaml, metrics.jsonl, checkpoints, latest and export/model.safetensors to `run`.
+    With `distill_from` it begins with that run's averaged weights and learns to do in
+    `diffusion.distilled_steps` DDIM steps what they do in twice as many.
 
     Raises:
         UserError: the run was begun with other settings or data, its checkpoints are damaged, the
@@ -72,6 +75,21 @@ def train(config: Config, store: Store, run: Path) -> None:
         contextlib.ExitStack() as owned,
         StopFlag() as stop,
     ):
+        steps = config.diffusion.distilled_steps
+        if (distill_from is None) != (steps == 0):
+            raise UserError(
+                f"diffusion.distilled_steps is {steps} and --distill-from is "
+                f"{distill_from or 'missing'}; a student needs both"
+            )
+        taught: list[Teacher | None] = [None]
+
+        def learn() -> None:
+            if distill_from is not None:
+                taught[0] = load_teacher(distill_from, config, store)
+
+        group.everywhere(learn)
+        teacher = taught.pop()
+        data = resume.data_facts(store, teacher.sha256 if teacher else "")
         kept: list[Checkpoint | None] = [None]
 
         def begin() -> tuple[int | None, bool]:
@@ -79,7 +97,7 @@ def train(config: Config, store: Store, run: Path) -> None:
                 tensorboard.check()
             owned.enter_context(resume.sole_owner(run))
             found = kept[0] = checkpoints.load_newest(run)
-            resume.check(config, store, run, found)
+            resume.check(config, data, run, found)
             if not found:
                 return None, False
             exported = resume.exported_samples(run) == found.samples
@@ -106,7 +124,7 @@ def train(config: Config, store: Store, run: Path) -> None:
                 kept[0] = checkpoints.read(checkpoints.folder(run, samples))
 
         group.everywhere(follow)
-        trainer = Trainer(config, store, run, group, kept.pop(), heart)
+        trainer = Trainer(config, store, run, group, kept.pop(), heart, teacher)
 
         def sign() -> None:
             files.atomic_write_text(run / "config.yaml", configs.dump(config))
@@ -159,6 +177,7 @@ class Trainer:
         group: Group,
         found: Checkpoint | None,
         heart: Heartbeat,
+        teacher: Teacher | None = None,
     ) -> None:
         self.config, self.store, self.run, self.group = config, store, run, group
         self.heart = heart
@@ -172,8 +191,12 @@ class Trainer:
         self.model = build_model(config, store).to(device)
         if found:
             load_weights(self.model, found)
+        elif teacher:
+            self.model.load_state_dict(teacher.model.state_dict())
         self.found = found
         self.schedule = NoiseSchedule.linear(**schedule_arguments(config)).to(device)
+        self.data = resume.data_facts(store, teacher.sha256 if teacher else "")
+        self.teacher = teacher and teacher.network(store.length, self.schedule.num_steps, device)
         batch, world_size = config.train.batch_size, group.world_size
         shares = [share(batch, world_size, rank) for rank in range(world_size)]
         self.stragglers = Stragglers(run, [of.stop - of.start for of in shares])
@@ -242,7 +265,7 @@ class Trainer:
     def _save(self, state: TrainState) -> int:
         """Begin a checkpoint; return its count of samples."""
         self.heart.beat("save", state.samples)
-        self.writer.begin(state.capture(resume.data_facts(self.store)))
+        self.writer.begin(state.capture(self.data))
         self.saved_at = time.monotonic()
         return state.samples
 
@@ -311,14 +334,25 @@ class Trainer:
             torch.from_numpy(self.store.signals_mv(records, self.leads)) / config.diffusion.scale_mv
         )
         labels = torch.from_numpy(self.store.labels_of(records))
-        shape, num_steps = (x0.shape[1], x0.shape[2]), self.config.diffusion.num_steps
-        t, eps, chance = draw(train.seed, numbers, shape, num_steps)
+        diffusion = config.diffusion
+        levels = diffusion.distilled_steps or diffusion.num_steps
+        level, eps, chance = draw(train.seed, numbers, (x0.shape[1], x0.shape[2]), levels)
         if config.model.label_embedding == "nle":
             labels = drop_labels(labels, chance, train.label_dropout)
-        x0, labels, t, eps = (x.to(engine.device) for x in (x0, labels, t, eps))
+        x0, labels, level, eps = (x.to(engine.device) for x in (x0, labels, level, eps))
         self.prepared = time.monotonic()
-        loss = LOSSES[config.diffusion.prediction]
-        return loss(engine, x0, labels, self.schedule, drawn=(t, eps))
+        given = (x0, labels, self.schedule)
+        if self.teacher:
+            steps, prediction = diffusion.distilled_steps, diffusion.prediction
+            return distillation_loss(
+                engine,
+                self.teacher,
+                *given,
+                steps=steps,
+                prediction=prediction,
+                drawn=(level, eps),
+            )
+        return LOSSES[diffusion.prediction](engine, *given, drawn=(level, eps))
 
     def _skip(self, state: TrainState, value: float, count: int) -> None:
         """Pass over a step whose loss is not finite, as often as the configuration allows."""
@@ -386,6 +420,7 @@ class Trainer:
             "prediction": self.config.diffusion.prediction,
             "scale_mv": self.config.diffusion.scale_mv,
             "label_dropout": self.config.train.label_dropout,
+            "distilled_steps": self.config.diffusion.distilled_steps,
             "samples_seen": whole.samples,
         }
         path = self.run / "export" / "model.safetensors"

@@ -1,8 +1,9 @@
 """Whether a job that ended goes back into the queue: decided from its exit code and its past.
 
-The batch script runs `python -m sssd_hpc.train.restart` once an attempt; each leaves one line in
-RUN/restarts.jsonl. Node failures and preemptions without a warning leave none: Slurm itself
-requeues those, and ends the script before it can ask. Touches no checkpoint and loads no torch.
+The batch scripts run `python -m sssd_hpc.train.restart` once an attempt; each leaves one line in
+RUN/restarts.jsonl, or OUT/.shards/restarts.jsonl of a synthetic set. Node failures and preemptions
+without a warning leave none: Slurm itself requeues those, and ends the script before it can ask.
+Touches no checkpoint and loads no torch.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from sssd_hpc import files
 from sssd_hpc.errors import UserError
 
 HISTORY = "restarts.jsonl"
+SHARDS = ".shards"
 DONE, USER, RESUMABLE = 0, 2, 75
 # A rank that is told to stop before it listens, while Python starts, dies of USR1, USR2 or TERM.
 STOPPED_EARLY = (RESUMABLE, *(128 + number for number in (SIGUSR1, SIGUSR2, SIGTERM)))
@@ -48,7 +50,7 @@ class Attempt:
     """When it ended, seconds since 1970."""
     exit_code: int
     samples: int
-    """Samples of the newest checkpoint."""
+    """Samples of the newest checkpoint, or records that a shard has made."""
     requeue: bool
     reason: str
 
@@ -101,6 +103,17 @@ def newest_samples(run: Path) -> int:
     found = (run / "checkpoints").glob("samples-*/MANIFEST.json")
     counts = [path.parent.name.removeprefix("samples-") for path in found]
     return max((int(count) for count in counts if count.isdecimal()), default=0)
+
+
+def newest_records(out: Path, shard: str) -> int:
+    """Return how many records a shard K/N of a synthetic set last told of, 0 where it told none."""
+    number, _, count = shard.partition("/")
+    path = out / SHARDS / f"{number:0>5}-of-{count:0>5}.json"
+    try:
+        done = json.loads(path.read_bytes())["done"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0
+    return done if isinstance(done, int) else 0
 
 
 def read_history(run: Path, job_id: str) -> list[Attempt]:
@@ -170,7 +183,10 @@ def _not_ours(job_id: str, restart: int) -> str:
 def main(args: Sequence[str] | None = None) -> int:
     """Decide, record, say and do it. Returns 0 when the job is in the queue again, else 1."""
     parser = argparse.ArgumentParser(prog="python -m sssd_hpc.train.restart", description=__doc__)
-    parser.add_argument("--run", type=Path, required=True, help="folder of the run")
+    kind = parser.add_mutually_exclusive_group(required=True)
+    kind.add_argument("--run", type=Path, help="folder of the run")
+    kind.add_argument("--out", type=Path, help="folder of the synthetic set")
+    parser.add_argument("--shard", default="0/1", help="of the set, K/N")
     parser.add_argument("--exit-code", type=int, required=True, help="of the attempt that ended")
     parser.add_argument("--budget", type=int, default=BUDGET, help="restarts after a crash")
     given = parser.parse_args(args)
@@ -178,8 +194,12 @@ def main(args: Sequence[str] | None = None) -> int:
     job_id = environ.get("SLURM_JOB_ID", "")
     if not job_id:
         raise UserError("SLURM_JOB_ID is not set: only a Slurm job can be requeued")
-    samples = newest_samples(given.run)
-    history = read_history(given.run, job_id)
+    if "SLURM_ARRAY_JOB_ID" in environ:
+        # The number of one of an array's jobs is that of the whole array.
+        job_id = f"{environ['SLURM_ARRAY_JOB_ID']}_{environ['SLURM_ARRAY_TASK_ID']}"
+    place = given.run or given.out / SHARDS
+    samples = newest_samples(place) if given.run else newest_records(given.out, given.shard)
+    history = read_history(place, job_id)
     again, reason = decide(given.exit_code, samples, history, budget=given.budget)
     restart = int(environ.get("SLURM_RESTART_COUNT") or 0)
     try:
@@ -195,9 +215,12 @@ def main(args: Sequence[str] | None = None) -> int:
             reason=reason,
         )
         # Before the act: without a record nothing would bound the restarts.
-        record(given.run, attempt)
+        if given.out:
+            place.mkdir(exist_ok=True)
+        record(place, attempt)
         word = "requeue" if again else "stop"
-        print(f"job {job_id}, {samples} samples saved: {word}: {reason}", flush=True)
+        what = "samples saved" if given.run else "records made"
+        print(f"job {job_id}, {samples} {what}: {word}: {reason}", flush=True)
         if again:
             ask(["scontrol", "requeue", job_id])
     except (OSError, UserError) as error:

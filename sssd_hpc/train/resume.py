@@ -52,8 +52,8 @@ def sole_owner(run: Path) -> Iterator[None]:
         yield
 
 
-def check(config: Config, store: Store, run: Path, found: Checkpoint | None) -> None:
-    """Check that `run` is new, or was begun with these settings and this data.
+def check(config: Config, data: Mapping[str, Any], run: Path, found: Checkpoint | None) -> None:
+    """Check that `run` is new, or was begun with these settings and on this data; see `data_facts`.
 
     Raises:
         UserError: names the settings or the properties of the data that differ.
@@ -81,19 +81,20 @@ def check(config: Config, store: Store, run: Path, found: Checkpoint | None) -> 
             f"{run} was begun with other settings: {'; '.join(differing)}; "
             "give the old ones or another --run"
         )
-    trained_on, given = found.state.get("data"), data_facts(store)
-    if trained_on != given:
+    trained_on = found.state.get("data")
+    if trained_on != data:
         old = trained_on if isinstance(trained_on, dict) else {}
-        names = [name for name in given if old.get(name) != given[name]]
+        names = [name for name in data if old.get(name) != data[name]]
         raise UserError(
-            f"{run} was trained on other data than {store.path}: {', '.join(names)} differ; "
-            "give its own --data or another --run"
+            f"{run} was trained on other data than this: {', '.join(names)} differ; "
+            "give its own --data (and --distill-from) or another --run"
         )
 
 
-def data_facts(store: Store) -> dict[str, Any]:
-    """Return what identifies a store, wherever it lies."""
+def data_facts(store: Store, teacher: str = "") -> dict[str, Any]:
+    """Return what identifies a store, wherever it lies, and a student's teacher by its SHA-256."""
     return {
+        **({"teacher": teacher} if teacher else {}),
         "label_names": list(store.label_names),
         "lead_names": list(store.lead_names),
         "rate_hz": store.rate_hz,

@@ -93,7 +93,8 @@ def test_the_export_holds_averaged_and_raw_weights_with_their_meaning(
     assert metadata["leads"] == ["I", "AVF", "V1", "V2", "V3", "V4", "V5", "V6"]
     assert metadata["labels"] == ["NORM", "AFIB"]
     assert metadata["samples_seen"] == 32
-    assert metadata["diffusion"] == {"num_steps": 10, "beta_start": 1e-4, "beta_end": 0.3}
+    expected = {"num_steps": 10, "beta_start": 1e-4, "beta_end": 0.3, "zero_terminal_snr": False}
+    assert metadata["diffusion"] == expected
     facts = (metadata["rate_hz"], metadata["length"], metadata["scale_mv"])
     assert facts == (100, 40, 0.5)
 
@@ -103,12 +104,16 @@ def test_velocity_is_trained_by_its_own_loss_and_named_in_the_export(
 ) -> None:
     store, config = small.store(), small.config()
     velocity = replace(config, diffusion=replace(config.diffusion, prediction="velocity"))
-    for name, settings in (("epsilon", config), ("velocity", velocity)):
-        train(settings, store, tmp_path / name)
-        _, metadata = load_export(tmp_path / name / "export" / "model.safetensors")
-        assert metadata["prediction"] == name
-    losses = [(tmp_path / name / "metrics.jsonl").read_text() for name in ("epsilon", "velocity")]
-    assert losses[0] != losses[1]
+    zero = replace(velocity, diffusion=replace(velocity.diffusion, zero_terminal_snr=True))
+    losses = set()
+    for number, settings in enumerate((config, velocity, zero)):
+        run = tmp_path / str(number)
+        train(settings, store, run)
+        _, metadata = load_export(run / "export" / "model.safetensors")
+        assert metadata["prediction"] == settings.diffusion.prediction
+        assert metadata["diffusion"]["zero_terminal_snr"] == (settings is zero)
+        losses.add((run / "metrics.jsonl").read_text())
+    assert len(losses) == 3
 
 
 @pytest.mark.parametrize(

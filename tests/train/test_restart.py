@@ -212,3 +212,26 @@ def test_outside_slurm_it_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
     with pytest.raises(UserError, match="SLURM_JOB_ID"):
         ended(tmp_path, CRASH)
+
+
+def test_a_shard_of_a_set_is_asked_about_by_its_records(
+    slurm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One job of an array has a name of its own: its number alone may be the whole array's."""
+    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "7")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "15")
+    shards = tmp_path / restart.SHARDS
+    shards.mkdir()
+    command = ["--out", str(tmp_path), "--shard", "15/16", "--exit-code", str(KILLED)]
+    told = shards / "00015-of-00016.json"
+    for done in (None, 4, 4, 4):
+        if done is not None:
+            told.write_text(json.dumps({"done": done}))
+        restart.main(command)
+    history = restart.read_history(shards, "7_15")
+    assert [line.samples for line in history] == [0, 4, 4, 4]
+    assert [line.requeue for line in history] == [True, True, True, False]
+    assert (slurm / "asked").read_text().count("scontrol requeue 7_15\n") == 3
+    for torn in ("{", "[]", '{"done": "x"}'):
+        told.write_text(torn)
+        assert restart.newest_records(tmp_path, "15/16") == 0
