@@ -25,6 +25,8 @@ from sssd_hpc import __version__, config, files
 from sssd_hpc.errors import AgreedError, Interrupted, PeerLost, UserError
 
 EXIT_FAILED, EXIT_USER, EXIT_RESUMABLE = 1, 2, 75
+# What Slurm sends: USR1 as slurm/*.sbatch ask, before the time is up.
+STOPS = (signal.SIGTERM, signal.SIGUSR1)
 
 
 def doctor(*, json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False) -> None:
@@ -108,6 +110,8 @@ def train(
     run: Path,
     config: Annotated[config.Config, tyro.conf.arg(name="")],
     preset: str = "",
+    distill_from: Path | None = None,
+    steps: int | None = None,
     dry_run: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
 ) -> None:
     """Train a model on a store, or resume: the same command again goes on where it stopped.
@@ -118,16 +122,25 @@ def train(
         data: Store made by prepare.
         run: Folder of the run: configuration, metrics, checkpoints, exported weights.
         preset: tiny, sssd_ecg, sssd_ecg_nle, or a YAML file; flags override it.
+        distill_from: Folder of a trained run, instead of a preset: its settings, and its weights to
+            start from; the new network learns to do in one step what they do in two.
+        steps: With --distill-from: DDIM steps that the new network samples in. Of a distilled run
+            half of its own, 16 to 8 to 4; else at most half of the schedule's.
         dry_run: Print the resolved configuration, parameter count and memory estimate, then stop.
     """
     from sssd_hpc.ecg.store import Store
     from sssd_hpc.train import loop
 
+    if preset and distill_from:
+        raise UserError(
+            "--preset and --distill-from are given: a student has its teacher's settings"
+        )
+    config = _student(config, distill_from, steps)
     store = Store.open(data, verify=not dry_run)
     if dry_run:
         print(loop.describe(config, store))
         return
-    loop.train(config, store, run)
+    loop.train(config, store, run, distill_from)
     print(f"{run}: trained; weights in {run / 'export' / 'model.safetensors'}")
 
 
@@ -137,18 +150,23 @@ def status(
     *,
     json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
 ) -> None:
-    """Say how a run stands, from its files: alive or not, how far, how fast, restarts, loss.
+    """Say how a run or a synthetic set stands, from its files: alive or not, how far, how fast.
 
     Example: sssd-hpc status run
 
     Args:
-        run: Folder of the run.
+        run: Folder of a run, or of a set that sample makes.
         json: Print JSON instead of text.
     """
-    from sssd_hpc.train import status as room
+    from sssd_hpc.generate import status as of_set
+    from sssd_hpc.train import status as of_run
 
-    found = room.examine(run)
-    print(_json(dataclasses.asdict(found)) if json else room.text(found, sys.stdout))
+    if of_set.is_root(run):
+        made = of_set.examine(run)
+        print(_json(dataclasses.asdict(made)) if json else of_set.text(made, sys.stdout))
+        return
+    found = of_run.examine(run)
+    print(_json(dataclasses.asdict(found)) if json else of_run.text(found, sys.stdout))
 
 
 def sample(
@@ -157,12 +175,17 @@ def sample(
     like: Path,
     out: Path,
     folds: str = "1-10",
-    sampler: Literal["ddpm"] = "ddpm",
+    sampler: Literal["ddpm", "ddim", "dpmpp", "plms", "split"] | None = None,
     steps: int | None = None,
+    eta: float | None = None,
     guidance: float = 0.0,
+    guidance_interval: tuple[float, float] | None = None,
     weights: Literal["ema", "raw"] = "ema",
+    precision: Literal["fp32", "bf16"] = "fp32",
     batch_size: int = 16,
     seed: int = 0,
+    shard: str = "0/1",
+    only: int | None = None,
 ) -> None:
     """Make one synthetic record for each real one, with its labels, in PTB-XL's layout.
 
@@ -173,30 +196,84 @@ def sample(
         like: Store whose labels and folds are copied.
         out: Folder of the new WFDB root; the same command again goes on where it stopped.
         folds: Folds to copy, for example 1-8; evaluate wants 9 and 10 too.
-        sampler: ddpm: ancestral sampling, as in the paper.
-        steps: Network calls a record; ddpm takes all of the run's diffusion steps, the default.
-        guidance: Weight of classifier-free guidance; 0 is none.
+        sampler: ddpm: ancestral, as in the paper; ddim; dpmpp: DPM-Solver++(2M); plms; split: two
+            calls a step, for strong guidance. Default: ddpm, or of a distilled run its ddim.
+        steps: Steps a record, each one network call. Default: ddpm all of the run's, and no other
+            number; ddim 50; the others 20.
+        eta: Noise that ddim and dpmpp add: 0, the default, none; 1 as ancestral sampling does,
+            which mends errors of the network.
+        guidance: Weight of classifier-free guidance; 0 is none. It doubles what a call costs.
+        guidance_interval: LOW HIGH: guide only where the noise level, sqrt(1 / alpha_bar - 1), lies
+            in LOW to HIGH; elsewhere a call costs half. Default: everywhere.
         weights: Averaged (ema) or last (raw) weights.
+        precision: fp32; or bf16: products in bfloat16, faster on a GPU, moving a record by some uV
+            (docs/samplers.md).
         batch_size: Records made at once; 16 suits a CPU's cache, a GPU takes hundreds.
         seed: Seed; record and seed alone decide the noise.
+        shard: K/N: make part K, of 0 .. N-1; any process, at any time, may make another. The last
+            to end finishes the set. launch/sample.py starts them on a cluster.
+        only: Number of one record: draw it alone, compare it with the one in --out, write nothing.
     """
-    from sssd_hpc import generate
     from sssd_hpc.ecg.store import Store
+    from sssd_hpc.generate import sampling
 
-    chosen = config.parse_folds(folds)
-    made = generate.sample(
+    chosen, part = config.parse_folds(folds), config.parse_shard(shard)
+    plan = sampling.plan(
         run,
         Store.open(like, verify=True),
-        out,
         folds=chosen,
         sampler=sampler,
         steps=steps,
+        eta=eta,
         guidance=guidance,
+        guidance_interval=guidance_interval,
         weights=weights,
+        precision=precision,
         batch_size=batch_size,
         seed=seed,
     )
-    print(f"{out}: {made} record(s) made now, the set is complete")
+    if only is not None:
+        apart, exact = sampling.redraw(plan, out, only)
+        where = "at its batch size and device" if exact else "at another batch size or device"
+        print(f"{out}: record {only} drawn alone {where}: {apart} uV apart")
+        return
+    made = sampling.make(plan, out, part)
+    whole = sampling.is_finished(out)
+    print(f"{out}: {made} record(s) made now, the set is {'complete' if whole else 'unfinished'}")
+
+
+def verify(root: tyro.conf.Positional[Path], /) -> None:
+    """Prove a synthetic set: every record of its manifest once, with its labels, and every hash.
+
+    Example: sssd-hpc verify synthetic
+
+    Args:
+        root: Folder that sample made.
+    """
+    from sssd_hpc.generate.merge import verify as run
+
+    print(f"{root}: {run(root)} record(s), each once and with its labels; every hash is right")
+
+
+def export(
+    root: tyro.conf.Positional[Path],
+    /,
+    *,
+    out: Path,
+    format: Literal["npy", "zarr", "hdf5"] = "npy",
+) -> None:
+    """Write a synthetic set as arrays: float32 signals in mV, labels, folds, ecg ids, names.
+
+    Example: sssd-hpc export synthetic --out synthetic.h5 --format hdf5
+
+    Args:
+        root: Folder that sample made.
+        out: New folder (npy, zarr) or file (hdf5).
+        format: npy: one file an array; zarr or hdf5: pip install "sssd_hpc[arrays]".
+    """
+    from sssd_hpc.generate.export import export as run
+
+    print(f"{out}: {run(root, out, format)} record(s) as {format}")
 
 
 def evaluate(
@@ -290,7 +367,10 @@ def convert(
 
 COMMANDS: dict[str, Callable[..., None]] = {
     function.__name__: function
-    for function in (doctor, simulate, prepare, train, status, sample, evaluate, plot, convert)
+    for function in (
+        *(doctor, simulate, prepare, train, status, sample, verify, export, evaluate, plot),
+        convert,
+    )
 }
 
 
@@ -300,12 +380,14 @@ def main(args: Sequence[str] | None = None) -> int:
     # steps 20 times slower on a shared machine. Read when torch is loaded, which is later.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    signal.signal(signal.SIGTERM, _terminate)
+    for number in STOPS:
+        signal.signal(number, _terminate)
     try:
         return _run(list(sys.argv[1:] if args is None else args))
     finally:
         # srun sends TERM to all ranks when the first one ends: a code that is decided stays.
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        for number in STOPS:
+            signal.signal(number, signal.SIG_IGN)
 
 
 def _run(args: list[str]) -> int:
@@ -372,13 +454,29 @@ def _overview() -> str:
 
 
 def _with_preset(flags: list[str]) -> list[str]:
-    """Place the flags of `--preset` before the user's own, so that these win."""
+    """Place the flags of `--preset`, or those of the teacher, before the user's own, which win."""
     for index, flag in enumerate(flags):
         name, _, value = flag.partition("=")
-        if name == "--preset":
+        if name in ("--preset", "--distill-from"):
             value = value or "".join(flags[index + 1 : index + 2])
-            return [*config.flags(config.read_yaml(config.preset_path(value))), *flags]
+            path = Path(value) / "config.yaml"
+            path = config.preset_path(value) if name == "--preset" else path
+            return [*config.flags(config.read_yaml(path)), *flags]
     return flags
+
+
+def _student(
+    settings: config.Config, distill_from: Path | None, steps: int | None
+) -> config.Config:
+    """Return the settings of a student of so many steps; without a teacher, the settings."""
+    if (distill_from is None) != (steps is None):
+        raise UserError("--distill-from and --steps belong together; give both or neither")
+    if steps is None:
+        return settings
+    if steps < 1:
+        raise UserError(f"--steps is {steps}; a student takes at least 1 step")
+    diffusion = dataclasses.replace(settings.diffusion, distilled_steps=steps)
+    return dataclasses.replace(settings, diffusion=diffusion)
 
 
 def _json(value: object) -> str:

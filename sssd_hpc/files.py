@@ -15,10 +15,11 @@ import logging
 import os
 import re
 import shutil
+import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from sssd_hpc.errors import UserError
 
@@ -29,9 +30,14 @@ NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 TEMP_PREFIX = ".tmp-"
 MAX_CSV_FIELD = 1 << 20
+LOCK_EVERY_S = 0.5
 _TEMP_NAME = re.compile(r"\.tmp-.+-\d+-[0-9a-f]+")
 
 _log = logging.getLogger(__name__)
+
+
+class BusyError(UserError):
+    """A lock that another process holds."""
 
 
 def sha256_bytes(data: bytes) -> str:
@@ -101,22 +107,59 @@ def naming(path: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def locked(path: Path, busy: str) -> Iterator[None]:
+def locked(
+    path: Path, busy: str, *, shared: bool = False, patience_s: float = 0.0
+) -> Iterator[None]:
     """Hold the lock of the file `path` inside the block; it dies with the process.
 
+    `shared`: beside others that share it. Waits for `patience_s`, saying so once.
+
     Raises:
-        UserError: another process holds it; the message is `busy`.
+        BusyError: another process holds it; the message is `busy`.
     """
     # NFS locks a file for one process alone only if it is open for writing.
     with open(path, "r+b" if os.access(path, os.W_OK) else "rb") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(busy) from None
-        except OSError as error:
-            # Some cluster file systems are mounted without locks.
-            _log.warning("no lock on %s: %s", path, error.strerror)
+        end = time.monotonic() + patience_s
+        told = False
+        while not _lock(stream, path, fcntl.LOCK_SH if shared else fcntl.LOCK_EX):
+            if time.monotonic() >= end:
+                raise BusyError(busy)
+            if not told:
+                _log.info("%s; waiting for up to %.0f s", busy.partition(";")[0], patience_s)
+            told = True
+            time.sleep(LOCK_EVERY_S)
         yield
+
+
+def _lock(stream: IO[bytes], path: Path, kind: int) -> bool:
+    """Lock an open file, and tell whether nobody else holds it."""
+    try:
+        fcntl.flock(stream, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        # Some cluster file systems are mounted without locks.
+        _log.warning("no lock on %s: %s", path, error.strerror)
+    return True
+
+
+def create_file(path: Path, data: bytes) -> bool:
+    """Write a new file, whole or not at all; False where another has that name already.
+
+    Of several processes that create it at once, on any machines, exactly one succeeds.
+    """
+    temp = temp_name(path)
+    try:
+        with naming(path):
+            temp.write_bytes(data)
+            fsync_path(temp)
+            _name_new(temp, path)
+    except FileExistsError:
+        return False
+    finally:
+        temp.unlink(missing_ok=True)
+    fsync_path(path.parent)
+    return True
 
 
 @contextlib.contextmanager
@@ -140,6 +183,19 @@ def atomic_file(path: Path, *, durable: bool = True) -> Iterator[Path]:
         raise
     if durable:
         fsync_path(path.parent)
+
+
+def _name_new(temp: Path, path: Path) -> None:
+    """Give a file a further name that nothing has yet, or raise FileExistsError."""
+    try:
+        os.link(temp, path)
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS):
+            raise
+        # Without hard links two that come in the same instant both succeed: the last one stays.
+        if path.exists():
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path)) from error
+        os.replace(temp, path)
 
 
 def atomic_write_bytes(path: Path, data: bytes, *, durable: bool = True) -> None:

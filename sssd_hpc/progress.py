@@ -38,8 +38,16 @@ class Progress:
     A rate counts this process's work alone, so that a resumed job's ETA is right.
     """
 
-    def __init__(self, label: str, *, total: int, unit: str, done: int = 0) -> None:
-        self._label, self._total, self._unit = label, total, unit
+    def __init__(
+        self,
+        label: str,
+        *,
+        total: int,
+        unit: str,
+        done: int = 0,
+        every_s: float = PLAIN_INTERVAL_S,
+    ) -> None:
+        self._label, self._total, self._unit, self._every_s = label, total, unit, every_s
         self._done = self._start = done
         self._note = ""
         self._bar: RichProgress | None = None
@@ -82,7 +90,7 @@ class Progress:
         if self._bar is not None:
             rate = f"{self._rate(now):.1f}/s {self._note}"
             self._bar.update(self._bar.task_ids[0], completed=self._done, note=rate)
-        elif now - self._spoke >= PLAIN_INTERVAL_S:
+        elif now - self._spoke >= self._every_s:
             self._speak()
 
     def _rate(self, now: float) -> float:

@@ -7,11 +7,13 @@ import inspect
 import os
 import subprocess
 import sys
+import typing
 from pathlib import Path
 
 import pytest
 
 from sssd_hpc import cli, config
+from sssd_hpc.diffusion.method import DEFAULT_STEPS
 from sssd_hpc.errors import Interrupted, UserError
 
 
@@ -164,3 +166,28 @@ def test_convert_says_what_it_found(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "2 blocks, 16 channels, label embedding frozen, 5 label(s), kernel conjugate" in out
     assert "leads I AVF V1" in out
     assert (tmp_path / "run" / "export" / "model.safetensors").is_file()
+
+
+def test_sample_takes_every_sampler_there_is() -> None:
+    kind, absent = typing.get_args(typing.get_type_hints(cli.sample)["sampler"])
+    assert typing.get_args(kind) == tuple(DEFAULT_STEPS)
+    assert absent is type(None)
+
+
+def test_sample_reads_eta_and_an_interval(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    seen: dict[str, object] = {}
+    monkeypatch.setattr("sssd_hpc.ecg.store.Store.open", lambda path, verify: path)
+
+    def plan(run: Path, like: Path, **options: object) -> None:
+        seen.update(options)
+        raise UserError("enough")
+
+    monkeypatch.setattr("sssd_hpc.generate.sampling.plan", plan)
+    paths = ["--run", "r", "--like", "s", "--out", str(tmp_path)]
+    options = ["--sampler", "dpmpp", "--steps", "9", "--eta", "1", "--guidance", "2"]
+    assert cli.main(["sample", *paths, *options, "--guidance-interval", "0.3", "5"]) == 2
+    assert (seen["sampler"], seen["steps"], seen["eta"]) == ("dpmpp", 9, 1.0)
+    assert (seen["guidance"], seen["guidance_interval"]) == (2.0, (0.3, 5.0))
+    assert cli.main(["sample", *paths]) == 2
+    assert (seen["sampler"], seen["steps"], seen["eta"]) == (None, None, None)
+    assert (seen["guidance"], seen["guidance_interval"]) == (0.0, None)

@@ -13,7 +13,9 @@ from sssd_hpc.errors import UserError
 def test_load_of_dump_is_the_same_tree(tmp_path: Path) -> None:
     tree = config.Config(
         model=config.ModelConfig(leads="twelve", step_dims=(16, 8, 8)),
-        diffusion=config.DiffusionConfig(beta_end=0.1, scale_mv=1e-3),
+        diffusion=config.DiffusionConfig(
+            beta_end=0.1, scale_mv=1e-3, prediction="velocity", zero_terminal_snr=True
+        ),
         train=config.TrainConfig(seed=2**62, learning_rate=1e-5, folds="1,3"),
     )
     path = tmp_path / "config.yaml"
@@ -50,6 +52,14 @@ BAD = {
     "out of range": ("train: {samples: 0}", "train.samples is 0; it must be at least 1"),
     "odd state": ("model: {d_state: 7}", "model.d_state is 7"),
     "not finite": ("diffusion: {scale_mv: .nan}", "diffusion.scale_mv is nan"),
+    "pure noise predicted": (
+        "diffusion: {zero_terminal_snr: true}",
+        "diffusion.prediction is epsilon; it must be velocity with diffusion.zero_terminal_snr",
+    ),
+    "one step of pure noise": (
+        "diffusion: {num_steps: 1, prediction: velocity, zero_terminal_snr: true}",
+        "diffusion.num_steps is 1",
+    ),
     "not a choice": ("model: {leads: nine}", "'eight', 'twelve'"),
     "too few": ("model: {step_dims: [1, 2]}", "step-dims"),
     "list at the top": ("- 1", "a mapping is needed"),

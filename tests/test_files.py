@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import resource
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -16,8 +17,10 @@ from hypothesis import strategies as st
 from sssd_hpc import files
 from sssd_hpc.errors import UserError
 from sssd_hpc.files import (
+    BusyError,
     atomic_directory,
     atomic_write_bytes,
+    create_file,
     csv_text,
     inside,
     locked,
@@ -139,6 +142,45 @@ def test_a_full_disk_is_told_with_the_files_name(tmp_path):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert names(tmp_path) == []
+
+
+def test_a_file_is_created_once_and_whole(tmp_path):
+    assert create_file(tmp_path / "a", b"first")
+    assert not create_file(tmp_path / "a", b"second")
+    assert (tmp_path / "a").read_bytes() == b"first"
+    assert names(tmp_path) == ["a"]
+
+
+def test_of_many_that_create_a_file_one_does(tmp_path):
+    with ThreadPoolExecutor(8) as pool:
+        made = pool.map(lambda n: create_file(tmp_path / "a", b"%d" % n * 1000), range(32))
+        winners = [n for n, yes in enumerate(made) if yes]
+    assert len(winners) == 1
+    assert (tmp_path / "a").read_bytes() == b"%d" % winners[0] * 1000
+    assert names(tmp_path) == ["a"]
+
+
+@pytest.mark.parametrize("call", ["link", "fsync"])
+@pytest.mark.parametrize("error", [OSError(errno.EIO, "failing"), Killed()], ids=repr)
+def test_a_file_whose_creation_fails_is_absent(tmp_path, monkeypatch, call, error):
+    def fail(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(os, call, fail)
+    with pytest.raises(type(error)):
+        create_file(tmp_path / "a", b"new")
+    assert names(tmp_path) == []
+
+
+def test_a_shared_lock_keeps_off_those_who_want_it_alone(tmp_path):
+    (tmp_path / "a").write_text("x")
+    with (
+        locked(tmp_path / "a", "", shared=True),
+        locked(tmp_path / "a", "", shared=True),
+        pytest.raises(BusyError, match="busy"),
+        locked(tmp_path / "a", "busy"),
+    ):
+        pass
 
 
 def test_a_lock_is_held_once_and_ends_with_its_block(tmp_path):

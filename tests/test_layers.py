@@ -20,6 +20,8 @@ HEAVY = {
     "deepspeed": {"train/engine.py"},
     "wfdb": {"ecg/wfdb_io.py"},
     "submitit": set(),
+    "zarr": {"generate/export.py"},
+    "h5py": {"generate/export.py"},
     "triton": {
         "ops/aot.py",
         "ops/launch.py",

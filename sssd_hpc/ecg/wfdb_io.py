@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import wfdb
 from numpy.typing import NDArray
 
 from sssd_hpc.ecg.leads import LEADS, canonical, positions
@@ -197,6 +196,9 @@ def read_record(root: Path, relative_name: str) -> Record:
 
 def _read_samples(path: Path, header: _Header) -> NDArray[np.int16]:
     """Return the digital samples (signals, L) as `wfdb` reads them."""
+    # Loaded when used: it brings pandas along.
+    import wfdb
+
     try:
         raw = wfdb.rdrecord(str(path.absolute()), physical=False, return_res=16).d_signal
     except (LookupError, TypeError, AttributeError, ArithmeticError, ValueError) as error:

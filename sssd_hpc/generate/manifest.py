@@ -1,34 +1,26 @@
-"""What is to be made: the table of records, and the request that an output root belongs to.
+"""What is to be made: the table of records, and the request for them.
 
-Decides nothing about how signals are drawn. Refuses a root that holds anything else.
+Decides nothing about how signals are drawn, and writes nothing.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
+import json
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sssd_hpc import files
-from sssd_hpc.ecg import ptbxl, statements
 from sssd_hpc.ecg.store import Store
 from sssd_hpc.errors import UserError
-from sssd_hpc.files import inside, read_json, remove_temporaries, sha256_file, write_json
 
-REQUEST_FILE = ".generation.json"
-REQUEST_FORMAT = 1
-SUMS_FILE = "SHA256SUMS.txt"
-TABLES = ("README.md", "RECORDS", ptbxl.FILE, statements.FILE)
 # One invented patient a record, past every number that PTB-XL or a hospital list of its kind uses:
 # numeric, because code written for PTB-XL converts the column; nobody's, so that a synthetic set
 # beside the real one adds no record to a real patient, and folds stay disjoint.
 FIRST_PATIENT = 1_000_000_000
+FORMAT = 1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -71,6 +63,36 @@ class Manifest:
         rows = np.arange(len(self), dtype=np.int64)
         return [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
 
+    def row_of(self, ecg_id: int) -> int:
+        """Return the row of a record.
+
+        Raises:
+            UserError: no row has that number.
+        """
+        row = int(np.searchsorted(self.ecg_id, ecg_id))
+        if row == len(self) or self.ecg_id[row] != ecg_id:
+            raise UserError(
+                f"no record has the number {ecg_id}; they are {self.ecg_id[0]} to "
+                f"{self.ecg_id[-1]}, {len(self)} in all"
+            )
+        return row
+
+    def lines(self, seed: int, batch_size: int) -> str:
+        """Return the manifest as JSON lines: what is common, then one row each, with its batch."""
+        common = {"format": FORMAT, "records": len(self), "rate_hz": self.rate_hz}
+        lines = [json.dumps({**common, "labels": list(self.label_names)})]
+        for row in range(len(self)):
+            told = {
+                "record": self.name(row),
+                "source_ecg_id": int(self.ecg_id[row]),
+                "strat_fold": int(self.strat_fold[row]),
+                "labels": list(self.codes(row)),
+                "seed": seed,
+                "batch": row // batch_size,
+            }
+            lines.append(json.dumps(told))
+        return "".join(f"{line}\n" for line in lines)
+
     def sha256(self) -> str:
         """Return the hash of every row, so that a root can tell whose rows it holds."""
         digest = hashlib.sha256(repr((self.rate_hz, self.label_names)).encode())
@@ -105,6 +127,26 @@ def build(like: Store, folds: Sequence[int]) -> Manifest:
     )
 
 
+def parse(text: str) -> Manifest:
+    """Return the manifest that `Manifest.lines` wrote.
+
+    Raises:
+        ValueError, TypeError, KeyError: it is none.
+    """
+    common, *rows = [json.loads(line) for line in text.splitlines()]
+    names = {name: column for column, name in enumerate(common["labels"])}
+    labels = np.zeros((len(rows), len(names)), dtype=np.int64)
+    for number, row in enumerate(rows):
+        labels[number, [names[name] for name in row["labels"]]] = 1
+    return Manifest(
+        ecg_id=np.array([row["source_ecg_id"] for row in rows], dtype=np.int64),
+        strat_fold=np.array([row["strat_fold"] for row in rows], dtype=np.int64),
+        labels=labels,
+        label_names=tuple(names),
+        rate_hz=int(common["rate_hz"]),
+    )
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Request:
     """All that the bytes of a root depend on; two equal requests make equal roots."""
@@ -112,15 +154,29 @@ class Request:
     model_sha256: str
     """SHA-256 of the exported checkpoint file."""
     weights: str
+    precision: str = "fp32"
     sampler: str
     steps: int
+    eta: float = 0.0
     guidance: float
+    guidance_interval: tuple[float, ...] = ()
+    """Lowest and highest noise level that is guided; empty: all are."""
     seed: int
     batch_size: int
     folds: tuple[int, ...]
     manifest_sha256: str
     device: str
-    """Kind of device; others round differently, so that one root is of one kind."""
+    """Model of GPU, or cpu; others round differently, so that one root is of one kind."""
+
+    def method(self) -> str:
+        """Return the sampler and its options in words."""
+        words = f"{self.sampler}, {self.steps} steps"
+        if self.eta:
+            words += f", eta {self.eta:g}"
+        words += f", guidance {self.guidance:g}"
+        if self.guidance_interval:
+            words += " at noise levels {:g} to {:g}".format(*self.guidance_interval)
+        return words if self.precision == "fp32" else f"{words}, in {self.precision}"
 
     def comments(self, codes: Sequence[str]) -> tuple[str, ...]:
         """Return the header comments of a record that answers this request."""
@@ -128,65 +184,6 @@ class Request:
             "synthetic: made by a diffusion model, a recording of nobody",
             f"labels: {' '.join(codes) or 'none'}",
             f"model: sha256 {self.model_sha256} {self.weights}",
-            f"sampler: {self.sampler} {self.steps} steps, guidance {self.guidance:g}",
+            f"sampler: {self.method()}",
             f"seed: {self.seed}",
         )
-
-
-def claim(out: Path, request: Request) -> None:
-    """Make `out` the root of `request`, or see that it already is.
-
-    Raises:
-        UserError: `out` is a file, belongs to another request, or holds what this did not write.
-    """
-    path = out / REQUEST_FILE
-    wanted = _as_json(request)
-    if path.exists():
-        held = read_json(path)
-        held = held if isinstance(held, dict) else {}
-        unequal = [name for name, value in wanted.items() if held.get(name) != value]
-        if unequal:
-            told = ", ".join(f"{name} {held.get(name)} (now {wanted[name]})" for name in unequal)
-            raise UserError(
-                f"{out} was begun with {told}; repeat that command to go on, or give another --out"
-            )
-        return
-    if out.exists() and not out.is_dir():
-        raise UserError(f"--out {out} is a file; give a new or empty folder")
-    out.mkdir(parents=True, exist_ok=True)
-    remove_temporaries(out)
-    if any(out.iterdir()):
-        raise UserError(f"--out {out} holds files that sampling did not write; give a new folder")
-    write_json(path, wanted)
-
-
-def locked(out: Path) -> contextlib.AbstractContextManager[None]:
-    """Keep other processes off a claimed root; the lock dies with the process.
-
-    Raises:
-        UserError: another process holds it.
-    """
-    busy = f"another process is sampling into {out}; wait for it or stop it"
-    return files.locked(out / REQUEST_FILE, busy)
-
-
-def damaged(out: Path, manifest: Manifest) -> set[str] | None:
-    """Return the files of a finished root that differ from its list of hashes; None if unfinished.
-
-    Finished means that the list, written last, is there; a file that it lacks counts as damaged.
-    """
-    sums = out / SUMS_FILE
-    if not sums.is_file():
-        return None
-    right = set()
-    for line in sums.read_text(encoding="utf-8", errors="replace").splitlines():
-        digest, _, name = line.partition(" ")
-        with contextlib.suppress(UserError, OSError):
-            if sha256_file(inside(out, name)) == digest:
-                right.add(name)
-    return {*manifest.files(), *TABLES} - right
-
-
-def _as_json(request: Request) -> dict[str, Any]:
-    values = dataclasses.asdict(request)
-    return {"format": REQUEST_FORMAT, **values, "folds": list(request.folds)}

@@ -7,29 +7,110 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from sssd_hpc import __version__
-from sssd_hpc.ecg.ptbxl import PtbxlRow, finish_root
+from sssd_hpc.ecg.ptbxl import PtbxlRow, finish_root, read_table
 from sssd_hpc.ecg.statements import STATEMENTS, Statement, aggregate
 from sssd_hpc.errors import UserError
 from sssd_hpc.files import is_temporary, remove_temporaries
 from sssd_hpc.generate.manifest import Manifest, Request
-from sssd_hpc.generate.shard import has_record
+from sssd_hpc.generate.names import SUMS_FILE
+from sssd_hpc.generate.root import clear, damaged, has_record, read_back
 
 
 def merge(out: Path, manifest: Manifest, request: Request, card: str) -> None:
     """Prove `out` complete and write the tables, `card` and, last, `SHA256SUMS.txt`. Idempotent.
 
+    Nobody else may be at work in `out`: what killed processes left there is removed.
+
     Raises:
         UserError: a record is missing, not whole or of another request, or a file is foreign.
     """
     prove(out, manifest, request)
+    for folder in out.glob("records*"):
+        for path in [folder, *folder.glob("*")]:
+            remove_temporaries(path)
+    extra = [_statement(name) for name in manifest.label_names if name not in STATEMENTS]
+    clear(out)
+    finish_root(out, _table(manifest, request), statements_extra=extra, card=card)
+
+
+def verify(out: Path) -> int:
+    """Prove a finished root: every row of its manifest once, with its labels, and every hash.
+
+    Reads, and writes nothing; needs neither the model nor the store.
+
+    Returns:
+        The number of records.
+
+    Raises:
+        UserError: `out` is no root or unfinished; a record is missing, damaged, of other labels or
+            another request; the table has another row; a file is foreign or not as it was.
+    """
+    manifest, request = read_back(out)
+    broken = damaged(out, manifest)
+    if broken is None:
+        there = sum(has_record(out, manifest, request, row) for row in range(len(manifest)))
+        raise UserError(
+            f"{out} is not finished: {there} of {len(manifest)} records are there; repeat the "
+            f"sample command"
+        )
+    if broken:
+        raise UserError(
+            f"{out} has {len(broken)} files that differ from {SUMS_FILE}, the first "
+            f"{min(broken)}; repeat the sample command, which makes them again"
+        )
+    prove(out, manifest, request)
+    wanted = [replace(row, source_ecg_id=None, seed=None) for row in _table(manifest, request)]
+    if read_table(out).rows != wanted:
+        raise UserError(
+            f"{out / 'ptbxl_database.csv'} has other rows than the manifest; remove {SUMS_FILE} "
+            f"and repeat the sample command"
+        )
+    return len(manifest)
+
+
+def lacking(out: Path, manifest: Manifest, request: Request) -> int | None:
+    """Return the first row whose record is not whole in `out`, None where all are."""
+    rows = range(len(manifest))
+    return next((row for row in rows if not has_record(out, manifest, request, row)), None)
+
+
+def prove(out: Path, manifest: Manifest, request: Request) -> None:
+    """Check that the records below `out` are exactly the manifest's.
+
+    Raises:
+        UserError: a record is missing, not whole or of another request, or a file is foreign.
+    """
+    absent = [row for row in range(len(manifest)) if not has_record(out, manifest, request, row)]
+    if absent:
+        raise UserError(
+            f"{out} lacks {len(absent)} of {len(manifest)} records, the first "
+            f"{manifest.name(absent[0])}; repeat the same command"
+        )
+    present = {
+        path.relative_to(out).as_posix()
+        for folder in out.glob("records*")
+        for path in [folder, *folder.rglob("*")]
+        if not path.is_dir() and not is_temporary(path)
+    }
+    foreign = sorted(present - manifest.files())
+    if foreign:
+        raise UserError(
+            f"{out / foreign[0]} and {len(foreign) - 1} more files are no part of this data set; "
+            f"move them away and repeat the same command"
+        )
+
+
+def _table(manifest: Manifest, request: Request) -> list[PtbxlRow]:
+    """Return the rows of ptbxl_database.csv."""
     low = manifest.rate_hz == 100
-    rows = [
+    return [
         PtbxlRow(
             ecg_id=int(manifest.ecg_id[row]),
             patient_id=manifest.patient_id(row),
@@ -42,35 +123,6 @@ def merge(out: Path, manifest: Manifest, request: Request, card: str) -> None:
         )
         for row in range(len(manifest))
     ]
-    extra = [_statement(name) for name in manifest.label_names if name not in STATEMENTS]
-    finish_root(out, rows, statements_extra=extra, card=card)
-
-
-def prove(out: Path, manifest: Manifest, request: Request) -> None:
-    """Check that the records below `out` are exactly the manifest's; remove temporary files.
-
-    Raises:
-        UserError: a record is missing, not whole or of another request, or a file is foreign.
-    """
-    lacking = [row for row in range(len(manifest)) if not has_record(out, manifest, request, row)]
-    if lacking:
-        raise UserError(
-            f"{out} lacks {len(lacking)} of {len(manifest)} records, the first "
-            f"{manifest.name(lacking[0])}; repeat the same command"
-        )
-    present = set()
-    for folder in out.glob("records*"):
-        for path in [folder, *folder.rglob("*")]:
-            if path.is_dir():
-                remove_temporaries(path)
-            elif not is_temporary(path):
-                present.add(path.relative_to(out).as_posix())
-    foreign = sorted(present - manifest.files())
-    if foreign:
-        raise UserError(
-            f"{out / foreign[0]} and {len(foreign) - 1} more files are no part of this data set; "
-            f"move them away and repeat the same command"
-        )
 
 
 def _statement(name: str) -> Statement:
@@ -100,7 +152,7 @@ def card_text(
         "checkpoint": f"SHA-256 {request.model_sha256} ({request.weights} weights)",
         "samples seen in training": str(metadata["samples_seen"] or "not known"),
         "diffusion": f"{json.dumps(metadata['diffusion'])}, predicts {metadata['prediction']}",
-        "sampler": f"{request.sampler}, {request.steps} steps, guidance {request.guidance:g}",
+        "sampler": request.method(),
         "seed": f"{request.seed}, batches of {request.batch_size}, on {request.device}",
         "signals": f"12 leads, {manifest.rate_hz} Hz, {metadata['length']} samples, 1 uV a step",
         "label set": f"`{selection}` (`sssd-hpc prepare --labels {selection}` reads it back)",

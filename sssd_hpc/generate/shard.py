@@ -1,24 +1,30 @@
 """Rows of a manifest to WFDB records: per-record noise, fixed batches, whole files only.
 
-Knows nothing of other shards. Refuses signals that WFDB cannot hold rather than clip them.
+A shard is a set of whole batches, so that the number of shards changes no byte. Knows nothing of
+other shards. Refuses signals that WFDB cannot hold rather than clip them.
 """
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sssd_hpc.diffusion import Denoiser, NoiseSchedule, ancestral_sample
+from sssd_hpc.diffusion import Denoiser, NoiseSchedule
+from sssd_hpc.diffusion.denoiser import wrapped
+from sssd_hpc.diffusion.method import Method
 from sssd_hpc.ecg.leads import to_twelve
-from sssd_hpc.ecg.wfdb_io import is_whole, to_adc, write_record
+from sssd_hpc.ecg.wfdb_io import to_adc, write_record
 from sssd_hpc.errors import UserError
+from sssd_hpc.generate.beats import Beat
 from sssd_hpc.generate.manifest import Manifest, Request
+from sssd_hpc.generate.root import has_record
+from sssd_hpc.generate.writer import Writer
 from sssd_hpc.progress import Progress
 
 
@@ -27,7 +33,9 @@ class Sampler:
     """A trained model ready to draw: signals of `leads`, `length` samples, model units."""
 
     denoiser: Denoiser
+    """Not guided: that is `method`'s."""
     schedule: NoiseSchedule
+    method: Method = field(default_factory=Method)
     leads: tuple[str, ...]
     length: int
     scale_mv: float
@@ -62,22 +70,30 @@ def draw_signals(
 
     The model always sees `batch_size` rows, the last repeated where records lack: matrix routines
     round by shape, so one shape keeps a record the same whichever records stand beside it.
-    `on_step(i)` is called when the noise of step i, of 0 .. num_steps - 1, is drawn.
+    `on_step(i)` is called before network call i = 0, 1, ..
     """
     count = len(ecg_ids)
     padding = np.minimum(np.arange(batch_size), count - 1)
     shape = (len(sampler.leads), sampler.length)
 
     def noise(step: int) -> torch.Tensor:
-        on_step(step)
         drawn = np.stack([record_noise(seed, int(ecg_id), step, shape) for ecg_id in ecg_ids])
         return torch.from_numpy(drawn[padding]).to(sampler.device)
+
+    def counted(network: Denoiser) -> Denoiser:
+        calls = itertools.count()
+
+        def call(x_t: torch.Tensor, t: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+            on_step(next(calls))
+            return network(x_t, t, labels)
+
+        return call
 
     conditions = torch.from_numpy(labels[padding]).to(sampler.device)
     # Without these, cuDNN may round to TF32 and choose another algorithm from run to run.
     with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
-        x_0 = ancestral_sample(
-            sampler.denoiser, noise(0), conditions, sampler.schedule, noise=noise
+        x_0 = sampler.method.draw(
+            wrapped(sampler.denoiser, counted), noise(0), conditions, sampler.schedule, noise
         )
     model_units = x_0[:count].cpu().numpy().astype(np.float64)
     # A diverged model's infinities are refused, with their record's name, when they are written.
@@ -92,12 +108,12 @@ def run_shard(
     batches: Sequence[NDArray[np.int64]],
     out: Path,
     *,
-    distrust: Collection[str] = (),
+    shard: tuple[int, int] = (0, 1),
 ) -> int:
     """Write the records of `batches` that are not in `out` yet; return how many those were.
 
     A batch with a record missing is drawn again with all its rows, each in its place, so that a
-    resumed root equals an undisturbed one. Names in `distrust` count as missing.
+    resumed root equals an undisturbed one. `shard` (number, count) names the progress file.
 
     Raises:
         UserError: a signal is not finite or beyond the 16-bit range.
@@ -106,12 +122,27 @@ def run_shard(
         [
             place
             for place, row in enumerate(batch)
-            if not has_record(out, manifest, request, int(row), distrust)
+            if not has_record(out, manifest, request, int(row))
         ]
         for batch in batches
     ]
+    calls = sampler.method.num_calls(sampler.schedule)
     made, total = sum(map(len, missing)), sum(map(len, batches))
-    with Progress("sample", total=total, unit="records", done=total - made) as progress:
+    label = "sample" if shard == (0, 1) else "sample {}/{}".format(*shard)
+    with (
+        Beat(out, *shard, total=total, done=total - made) as beat,
+        Progress(label, total=total, unit="records", done=total - made) as progress,
+        Writer(lambda row, signal: write_row(out, manifest, request, row, signal)) as writer,
+    ):
+        told = 0
+
+        def tell(**note: str) -> None:
+            nonlocal told
+            written = writer.written
+            progress.advance(written - told, **note)
+            beat.beat(total - made + written)
+            told = written
+
         for batch, lacking in zip(batches, missing, strict=True):
             if not lacking:
                 continue
@@ -121,31 +152,22 @@ def run_shard(
                 manifest.labels[batch],
                 seed=request.seed,
                 batch_size=request.batch_size,
-                on_step=lambda step: progress.advance(0, step=f"{step + 1}/{request.steps}"),
+                on_step=lambda step: tell(step=f"{step + 1}/{calls}"),
             )
-            for place in lacking:
-                _write(out, manifest, request, int(batch[place]), signals[place])
-            progress.advance(len(lacking))
+            writer.put(batch[lacking], signals[lacking])
+        writer.finish()
+        tell()
     return made
 
 
-def has_record(
-    out: Path, manifest: Manifest, request: Request, row: int, distrust: Collection[str] = ()
-) -> bool:
-    """Tell whether a row's record lies whole in `out` and answers this very request."""
-    name = manifest.name(row)
-    if f"{name}.hea" in distrust or f"{name}.dat" in distrust or not is_whole(out, name):
-        return False
-    with contextlib.suppress(OSError):
-        lines = (out / f"{name}.hea").read_text(encoding="utf-8", errors="replace").splitlines()
-        comments = tuple(line[1:].strip() for line in lines if line.startswith("#"))
-        return comments == request.comments(manifest.codes(row))
-    return False
-
-
-def _write(
+def write_row(
     out: Path, manifest: Manifest, request: Request, row: int, signal_mv: NDArray[np.float64]
 ) -> None:
+    """Write the record of a row from its signal (12, L).
+
+    Raises:
+        UserError: a sample is not finite or beyond the 16-bit range.
+    """
     try:
         adc = to_adc(signal_mv)
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""The table of records to make and the request that owns an output root."""
+"""The table of records to make and the request for them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from sssd_hpc.errors import UserError
-from sssd_hpc.generate.manifest import REQUEST_FILE, Request, build, claim, damaged
+from sssd_hpc.generate.manifest import Request, build, parse
 
 REQUEST = Request(
     model_sha256="a" * 64,
@@ -90,6 +90,32 @@ def test_the_hash_changes_with_any_column() -> None:
     assert len({manifest.sha256(), *(each.sha256() for each in changed)}) == 6
 
 
+def test_its_lines_are_read_back_and_say_what_each_record_is() -> None:
+    manifest = build(store([30, 10, 20, 40], [1, 2, 2, 3]), folds=(1, 2))
+    text = manifest.lines(seed=2**64 - 1, batch_size=2)
+    back = parse(text)
+    assert back.sha256() == manifest.sha256()
+    assert back.lines(2**64 - 1, 2) == text
+    rows = [json.loads(line) for line in text.splitlines()]
+    assert rows[0] == {"format": 1, "records": 3, "rate_hz": 100, "labels": ["AFIB", "NORM"]}
+    assert rows[3] == {
+        "record": "records100/00000/00030_lr",
+        "source_ecg_id": 30,
+        "strat_fold": 1,
+        "labels": ["NORM"],
+        "seed": 2**64 - 1,
+        "batch": 1,
+    }
+
+
+def test_a_record_is_found_by_its_number() -> None:
+    manifest = build(store([30, 10, 20], [1, 1, 1]), folds=(1,))
+    assert [manifest.row_of(ecg_id) for ecg_id in (10, 20, 30)] == [0, 1, 2]
+    for absent in (0, 11, 31):
+        with pytest.raises(UserError, match=f"no record has the number {absent}; .* 10 to 30"):
+            manifest.row_of(absent)
+
+
 @pytest.mark.parametrize(
     ("ecg_id", "folds", "match"),
     [([1], [2], "no record in the folds"), ([1, 1], [1, 1], "twice"), ([-1], [1], "below 0")],
@@ -106,69 +132,6 @@ def test_a_label_that_no_header_can_hold_is_refused() -> None:
     like.label_names = ("AFIB", "N\u00d6RM")
     with pytest.raises(UserError, match="not plain ASCII"):
         build(like, folds=(1,))
-
-
-def test_a_root_claimed_twice_by_the_same_request_stays_its_own(tmp_path: Path) -> None:
-    claim(tmp_path / "out", REQUEST)
-    before = (tmp_path / "out" / REQUEST_FILE).read_bytes()
-    claim(tmp_path / "out", REQUEST)
-    assert (tmp_path / "out" / REQUEST_FILE).read_bytes() == before
-
-
-@pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(Request)])
-def test_another_request_is_refused_and_the_difference_named(tmp_path: Path, field: str) -> None:
-    claim(tmp_path, REQUEST)
-    value = getattr(REQUEST, field)
-    other = {str: "other", int: 99, float: 9.5, tuple: (1,)}[type(value)]
-    with pytest.raises(
-        UserError, match=rf"{field} .* [(]now .*repeat that command .* another --out"
-    ):
-        claim(tmp_path, dataclasses.replace(REQUEST, **{field: other}))
-
-
-def test_a_folder_with_other_files_is_refused_and_left_alone(tmp_path: Path) -> None:
-    (tmp_path / "thesis.tex").write_text("years of work")
-    with pytest.raises(UserError, match="did not write"):
-        claim(tmp_path, REQUEST)
-    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
-
-
-def test_a_file_in_place_of_the_root_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "out").write_text("")
-    with pytest.raises(UserError, match="is a file"):
-        claim(tmp_path / "out", REQUEST)
-
-
-def test_a_claim_killed_while_writing_is_made_good(tmp_path: Path) -> None:
-    (tmp_path / f".tmp-{REQUEST_FILE}-1-abcd").write_text('{"format"')
-    claim(tmp_path, REQUEST)
-    assert [path.name for path in tmp_path.iterdir()] == [REQUEST_FILE]
-    assert json.loads((tmp_path / REQUEST_FILE).read_text())["seed"] == 3
-
-
-def test_a_damaged_request_is_a_clear_error(tmp_path: Path) -> None:
-    (tmp_path / REQUEST_FILE).write_text("{")
-    with pytest.raises(UserError, match="cannot be read as JSON"):
-        claim(tmp_path, REQUEST)
-
-
-def test_files_that_differ_from_the_list_or_are_not_in_it_are_damaged(tmp_path: Path) -> None:
-    manifest = build(store([1], [1]), folds=(1,))
-    names = sorted({*manifest.files(), "README.md", "RECORDS", "ptbxl_database.csv"})
-    names.append("scp_statements.csv")
-    assert damaged(tmp_path, manifest) is None
-    empty = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
-    sums = tmp_path / "SHA256SUMS.txt"
-    sums.write_text("".join(f"{empty} {name}\n" for name in [*names, "../../etc/passwd"]))
-    assert damaged(tmp_path, manifest) == set(names)
-    (tmp_path / "records100/00000").mkdir(parents=True)
-    for name in names:
-        (tmp_path / name).write_text("")
-    assert damaged(tmp_path, manifest) == set()
-    (tmp_path / "README.md").write_text("changed")
-    assert damaged(tmp_path, manifest) == {"README.md"}
-    sums.write_text(f"{empty} RECORDS\n")
-    assert damaged(tmp_path, manifest) == set(names) - {"RECORDS"}
 
 
 def test_header_comments_name_no_person_and_no_path() -> None:

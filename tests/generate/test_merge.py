@@ -82,7 +82,12 @@ def test_a_record_that_was_never_asked_for_is_named(root: Path) -> None:
         prove(root, MANIFEST, REQUEST)
 
 
-def test_temporary_files_are_removed(root: Path) -> None:
+def test_what_killed_processes_left_is_removed(root: Path) -> None:
     (root / "records100/00000/.tmp-00003_lr.dat-1-abcd").write_bytes(b"")
+    (root / ".tmp-.manifest.jsonl-1-abcd").write_bytes(b"")
+    (root / ".shards").mkdir()
+    (root / ".shards/00000-of-00001.json").write_text("{}")
     prove(root, MANIFEST, REQUEST)
-    assert not list(root.rglob(".tmp-*"))
+    assert len(list(root.rglob(".*"))) == 3
+    merge(root, MANIFEST, REQUEST, "card\n")
+    assert not list(root.rglob(".*"))

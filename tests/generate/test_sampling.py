@@ -27,7 +27,8 @@ from sssd_hpc.ecg.ptbxl import read_table
 from sssd_hpc.ecg.statements import STATEMENTS, label_names
 from sssd_hpc.ecg.store import Store
 from sssd_hpc.errors import UserError
-from sssd_hpc.generate.manifest import REQUEST_FILE, build
+from sssd_hpc.generate.manifest import build
+from sssd_hpc.generate.names import MANIFEST_FILE, REQUEST_FILE
 from sssd_hpc.generate.shard import Sampler, draw_signals
 from sssd_hpc.model.export import load_export
 
@@ -83,7 +84,7 @@ def test_the_twin_lists_its_files_with_their_hashes(twin: Path) -> None:
         listed[name] = digest
     for name, digest in listed.items():
         assert hashlib.sha256((twin / name).read_bytes()).hexdigest() == digest
-    assert set(contents(twin)) - set(listed) == {"SHA256SUMS.txt", ".generation.json"}
+    assert set(contents(twin)) - set(listed) == {"SHA256SUMS.txt", REQUEST_FILE, MANIFEST_FILE}
     assert (twin / "RECORDS").read_text().count("\n") == len(ECG_IDS)
 
 
@@ -241,6 +242,68 @@ def test_labels_seed_weights_and_guidance_each_change_the_signals(
         assert np.abs(base - changed).max() > 2
 
 
+METHODS: dict[str, dict[str, object]] = {
+    "ddim, 5 steps, guidance 0": {"sampler": "ddim"},
+    "ddim, 3 steps, eta 0.5, guidance 0": {"sampler": "ddim", "steps": 3, "eta": 0.5},
+    "dpmpp, 3 steps, guidance 0": {"sampler": "dpmpp", "steps": 3},
+    "dpmpp, 3 steps, eta 1, guidance 0": {"sampler": "dpmpp", "steps": 3, "eta": 1.0},
+    "plms, 4 steps, guidance 0": {"sampler": "plms", "steps": 4},
+    "split, 2 steps, guidance 2": {"sampler": "split", "steps": 2, "guidance": 2.0},
+    "ddpm, 5 steps, guidance 1 at noise levels 0.1 to 0.9": {
+        "guidance": 1.0,
+        "guidance_interval": (0.1, 0.9),
+    },
+}
+
+
+def test_every_sampler_makes_another_set_that_names_it(
+    run: Path, like: Store, tmp_path: Path
+) -> None:
+    sets = []
+    for number, (told, options) in enumerate({"ddpm, 5 steps, guidance 0": {}, **METHODS}.items()):
+        out = tmp_path / str(number)
+        generate.sample(run, like, out, folds=(9, 10), **options)  # type: ignore[arg-type]
+        header = wfdb.rdheader(str(out / "records100/00000/00010_lr"))
+        assert f"sampler: {told}" in header.comments
+        assert f"| sampler | {told} |" in (out / "README.md").read_text()
+        # The same command on the finished set finds it its own.
+        assert generate.sample(run, like, out, folds=(9, 10), **options) == 0  # type: ignore[arg-type]
+        sets.append(np.stack([signals for _, signals in sorted(adc(out).items())]))
+    for number, one in enumerate(sets):
+        assert all(np.abs(one - other).max() > 2 for other in sets[:number])
+
+
+def test_bfloat16_is_another_set_near_the_first_and_told(
+    run: Path, like: Store, tmp_path: Path
+) -> None:
+    sets = []
+    for precision in ("fp32", "bf16"):
+        out = tmp_path / precision
+        generate.sample(run, like, out, folds=(9, 10), precision=precision)
+        sets.append(np.stack([signals for _, signals in sorted(adc(out).items())]))
+    header = wfdb.rdheader(str(tmp_path / "bf16" / "records100/00000/00010_lr"))
+    assert "sampler: ddpm, 5 steps, guidance 0, in bf16" in header.comments
+    apart = np.abs(sets[1].astype(float) - sets[0]).max()
+    # bfloat16 has 8 bits: each of 5 steps errs by under 2^-8 of what it adds.
+    assert 0 < apart < 5 * 2**-8 * 4 * np.abs(sets[0]).max()
+    with pytest.raises(UserError, match="precision bf16"):
+        generate.sample(run, like, tmp_path / "bf16", folds=(9, 10))
+
+
+@pytest.mark.parametrize("sampler", ["ddpm", "ddim", "dpmpp", "plms", "split"])
+def test_a_model_of_pure_noise_is_sampled_by_every_sampler(
+    like: Store, tmp_path: Path, sampler: str
+) -> None:
+    schedule = {"num_steps": 5, "beta_start": 1e-4, "beta_end": 0.5, "zero_terminal_snr": True}
+    run = make_run(tmp_path / "run", diffusion=schedule, prediction="velocity")
+    options: dict[str, object] = {"sampler": sampler, "guidance": 1.0}
+    generate.sample(run, like, tmp_path / "out", folds=(10,), **options)  # type: ignore[arg-type]
+    assert all(np.ptp(signals) > 10 for signals in adc(tmp_path / "out").values())
+    run = make_run(tmp_path / "eps", diffusion=schedule)
+    with pytest.raises(UserError, match="predicts epsilon on a schedule that ends in pure noise"):
+        generate.sample(run, like, tmp_path / "eps out", sampler=sampler)
+
+
 class Killed(BaseException):
     """Stands for a kill: nothing may catch it and go on."""
 
@@ -264,8 +327,8 @@ def test_a_kill_at_any_write_ends_in_the_bytes_of_an_undisturbed_run(
     monkeypatch.setattr("os.replace", count)
     generate.sample(run, like, tmp_path / "calm", **options)  # type: ignore[arg-type]
     calm, total = contents(tmp_path / "calm"), num_writes
-    # The request, two files for each of four records, five files of the root.
-    assert total == 1 + 2 * 4 + 5
+    # The manifest, two of progress, two files for each of four records, five files of the root.
+    assert total == 1 + 2 + 2 * 4 + 5
     for fail_at in range(1, total + 1):
         out, num_writes = tmp_path / f"killed{fail_at}", 0
         monkeypatch.setattr("os.replace", count)
@@ -343,7 +406,13 @@ def test_another_request_on_a_root_is_refused_and_changes_nothing(
     run: Path, like: Store, tmp_path: Path, twin: Path
 ) -> None:
     before = contents(twin)
-    for options in ({"seed": 4}, {"guidance": 1.0}, {"batch_size": 4}, {"folds": (1,)}):
+    for options in (
+        {"seed": 4},
+        {"guidance": 1.0},
+        {"sampler": "ddim"},
+        {"batch_size": 4},
+        {"folds": (1,)},
+    ):
         with pytest.raises(UserError, match=f"begun with {next(iter(options))}.*another --out"):
             generate.sample(run, like, twin, **({"seed": 3, "batch_size": 8} | options))  # type: ignore[arg-type]
     relabelled = make_store(like.path)
@@ -374,10 +443,16 @@ def test_a_model_and_a_store_that_do_not_fit_are_refused(
 @pytest.mark.parametrize(
     ("options", "match"),
     [
-        ({"sampler": "ddim"}, "ddim is not part of this version"),
-        ({"sampler": "dpmpp"}, "dpmpp is not part of this version"),
-        ({"sampler": "euler"}, "'euler'; this version has ddpm"),
+        ({"sampler": "euler"}, "'euler'; samplers are ddpm, ddim, dpmpp, plms, split"),
         ({"steps": STEPS - 1}, "--steps is 4; ddpm takes all 5"),
+        ({"sampler": "ddim", "steps": 0}, "--steps is 0; .* allows 1 to 5"),
+        ({"sampler": "dpmpp", "steps": STEPS + 1}, "--steps is 6; .* allows 1 to 5"),
+        ({"sampler": "ddim", "eta": 1.5}, "--eta is 1.5"),
+        ({"sampler": "plms", "eta": 0.5}, "--eta is 0.5 but plms has no eta"),
+        ({"guidance_interval": (0.0, 1.0)}, "--guidance is 0; give both"),
+        ({"guidance": 1.0, "guidance_interval": (5.0, 0.3)}, "interval is 5 0.3; .*LOW <= HIGH"),
+        ({"guidance": 1.0, "guidance_interval": (50.0, 60.0)}, "no step's noise level"),
+        ({"guidance": 1.0, "guidance_interval": (0.0, np.inf)}, "both ends must be finite"),
         ({"guidance": float("nan")}, "--guidance is nan"),
         ({"guidance": -0.5}, "--guidance is -0.5"),
         ({"seed": -1}, "--seed is -1"),
