@@ -13,13 +13,11 @@ import argparse
 import dataclasses
 import os
 import shlex
-import signal
 import socket
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import submitit
@@ -27,16 +25,12 @@ import submitit
 # Run as a file, Python looks for modules beside it alone.
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
+from launch import jobs  # noqa: E402
 from slurm import render  # noqa: E402
 from sssd_hpc.errors import UserError  # noqa: E402
 
-EXIT_FAILED, EXIT_USER, EXIT_RESUMABLE = 1, 2, 75
 # What a rank says that lost, or does not reach, another: see sssd_hpc.errors.PeerLost.
 PEERS = "the others"
-# What submitit sets by parameters of its own.
-SUBMITITS = ("nodes", "ntasks-per-node", "time", "signal", "open-mode", "output")
-# submitit counts timeouts and gives up; here sssd_hpc.train.restart bounds the restarts.
-NO_LIMIT = 1_000_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,51 +65,14 @@ class Train:
         return submitit.helpers.DelayedSubmission(self)
 
 
-def run_folder(flags: Sequence[str]) -> Path:
-    """Return the folder that --run names.
-
-    Raises:
-        UserError: it is not named, or cannot stand in the names of Slurm's logs.
-    """
-    run = ""
-    for index, flag in enumerate(flags):
-        if flag == "--run":
-            run = "".join(flags[index + 1 : index + 2])
-        elif flag.startswith("--run="):
-            run = flag.removeprefix("--run=")
-    if not run:
-        raise UserError("--run is missing among the flags after --; name the folder of the run")
-    if not run.isprintable() or "%" in run or "\\" in run:
-        raise UserError(
-            f"--run is {run!r}; submitit cannot write to a path with %, \\ or control characters"
-        )
-    return Path(run)
-
-
 def slurm_parameters(cluster: render.Cluster, tasks_per_node: int, run: Path) -> dict[str, Any]:
     """Return submitit's parameters for the job that slurm/train.sbatch would be."""
-    options = {
-        option: _literal(value)
-        for option, value in render.directives(cluster)
-        if option not in SUBMITITS
-    }
     return {
-        "nodes": cluster.nodes,
-        "ntasks_per_node": tasks_per_node,
-        "time": -(-cluster.time_s // 60),
-        "signal_delay_s": cluster.signal_lead_s,
-        "stderr_to_stdout": True,
-        "wckey": None,
+        **jobs.slurm_parameters(cluster, tasks_per_node),
         "setup": [f"run={shlex.quote(str(run))}", *render.attempt(cluster)],
         "srun_args": ["--kill-on-bad-exit=1", "--wait=600", "--open-mode=append"],
         "teardown": ["finish $?"],
-        "additional_parameters": options,
     }
-
-
-def _literal(value: str) -> str | bool:
-    """Return a value as submitit must be given it: it quotes for bash, where a backslash stays."""
-    return value.replace("\\", "\\\\") or True
 
 
 def submit_slurm(train: Train, cluster: render.Cluster, tasks_per_node: int, run: Path) -> str:
@@ -127,7 +84,9 @@ def submit_slurm(train: Train, cluster: render.Cluster, tasks_per_node: int, run
     try:
         # As the batch script starts a rank: `rank` is a variable of its shell.
         python = f'bash -c "$rank" rank {shlex.quote(sys.executable)}'
-        executor = submitit.SlurmExecutor(_folder(run), max_num_timeout=NO_LIMIT, python=python)
+        executor = submitit.SlurmExecutor(
+            _folder(run), max_num_timeout=jobs.NO_LIMIT, python=python
+        )
         executor.update_parameters(**slurm_parameters(cluster, tasks_per_node, run))
         with submitit.helpers.clean_env():
             return executor.submit(train).job_id
@@ -140,23 +99,21 @@ def run_local(train: Train, cluster: render.Cluster, tasks_per_node: int, run: P
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    executor = submitit.LocalExecutor(_folder(run), max_num_timeout=NO_LIMIT)
+    executor = submitit.LocalExecutor(_folder(run), max_num_timeout=jobs.NO_LIMIT)
     executor.update_parameters(
         tasks_per_node=tasks_per_node,
         gpus_per_node=cluster.gpus_per_node,
-        timeout_min=NO_LIMIT,
+        timeout_min=jobs.NO_LIMIT,
         signal_delay_s=cluster.signal_lead_s,
         stderr_to_stdout=True,
     )
     # The keyboard's signal reaches every process: submitit's would kill the ranks while they save.
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        with submitit.helpers.clean_env():
-            job = executor.submit(dataclasses.replace(train, local_port=port))
-    finally:
-        signal.signal(signal.SIGINT, before)
+    with jobs.keyboard_kept_off(), submitit.helpers.clean_env():
+        job = executor.submit(dataclasses.replace(train, local_port=port))
     print(f"{tasks_per_node} rank(s), logs: {job.paths.folder}/{job.job_id}_*_log.out", flush=True)
-    _wait(job)
+    with jobs.handing_on(lambda: jobs.terminate(int(job.job_id))):
+        while not job.done():
+            time.sleep(0.1)
     code, said = cause([_end(job.task(rank), rank) for rank in range(tasks_per_node)])
     if code:
         print(said, file=sys.stderr)
@@ -172,7 +129,7 @@ def cause(ends: Sequence[tuple[int, str]]) -> tuple[int, str]:
 
     def weight(end: tuple[int, str]) -> tuple[bool, bool, int, bool]:
         code, said = end
-        return code == EXIT_USER, code not in (0, EXIT_RESUMABLE), code, PEERS not in said
+        return code == jobs.EXIT_USER, code not in (0, jobs.EXIT_RESUMABLE), code, PEERS not in said
 
     return max(ends, key=weight)
 
@@ -182,24 +139,9 @@ def _end(task: submitit.Job[int], rank: int) -> tuple[int, str]:
     log = (task.stdout() or "").strip().splitlines() or [""]
     # A rank that was killed left no result, and submitit would wait for it.
     if not task.paths.result_pickle.exists() or task.exception():
-        return EXIT_FAILED, f"error: rank {rank} ended without a word; its log ends: {log[-1]}"
+        return jobs.EXIT_FAILED, f"error: rank {rank} ended without a word; its log ends: {log[-1]}"
     lines = [line for line in log if line.startswith(("error:", "stopped early:"))]
     return task.result(), (lines or log)[-1]
-
-
-def _wait(job: submitit.Job[int]) -> None:
-    """Wait for the ranks, handing on what would stop this process: they save, then end."""
-
-    def hand_on(number: int, frame: FrameType | None) -> None:
-        os.kill(int(job.job_id), signal.SIGTERM)
-
-    before = {n: signal.signal(n, hand_on) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
-    try:
-        while not job.done():
-            time.sleep(0.1)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def run_debug(train: Train, run: Path) -> int:
@@ -214,8 +156,7 @@ def _folder(run: Path) -> Path:
 
 def main(args: Sequence[str] | None = None) -> int:
     """Submit or run a training; exit codes as those of sssd-hpc."""
-    words = list(sys.argv[1:] if args is None else args)
-    cut = words.index("--") if "--" in words else len(words)
+    words, flags = jobs.split(args)
     parser = argparse.ArgumentParser(
         prog="python launch/train.py",
         description=__doc__,
@@ -225,16 +166,12 @@ def main(args: Sequence[str] | None = None) -> int:
     parser.add_argument("--nodes", type=int, help="default: the YAML's; 1 here")
     parser.add_argument("--tasks-per-node", type=int, help="default: one a GPU, or one; 1 here")
     parser.add_argument("--yaml", type=Path, default=ROOT / "slurm" / "cluster.yaml")
-    given = parser.parse_args(words[:cut])
-    try:
-        return _launch(given, words[cut + 1 :])
-    except (UserError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return EXIT_USER
+    given = parser.parse_args(words)
+    return jobs.guarded(lambda: _launch(given, flags))
 
 
 def _launch(given: argparse.Namespace, flags: Sequence[str]) -> int:
-    run = run_folder(flags)
+    run = jobs.folder_of(flags, "--run")
     cluster = render.read_cluster(given.yaml)
     for flag, value in (("--nodes", given.nodes), ("--tasks-per-node", given.tasks_per_node)):
         if value is not None and value < 1:

@@ -1,4 +1,6 @@
-"""Render slurm/train.sbatch from slurm/cluster.yaml: `python slurm/render.py [YAML] [--out FILE]`.
+"""Render the batch scripts from slurm/cluster.yaml: `python slurm/render.py [YAML] [--out FOLDER]`.
+
+slurm/train.sbatch is one job of many nodes, slurm/sample.sbatch an array of jobs of one process.
 
 A value is data: it reaches Slurm, bash and the job as it stands in the YAML, or is refused. The
 exceptions are the lines of `setup`, which are shell code, each on its own.
@@ -12,7 +14,7 @@ import re
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -221,9 +223,27 @@ def directive(option: str, value: str) -> str:
 
 
 def render(cluster: Cluster) -> str:
-    """Return the batch script of a cluster; a pure function."""
+    """Return the batch script of a training; a pure function."""
     lines = [directive(option, value) for option, value in directives(cluster)]
     return _fill("train.sbatch.in", {"DIRECTIVES": lines, "ATTEMPT": attempt(cluster)})
+
+
+def render_sample(cluster: Cluster) -> str:
+    """Return the batch script of an array of shards; a pure function."""
+    lines = [directive(option, value) for option, value in directives(of_shard(cluster))]
+    parts = {"DIRECTIVES": lines, "ENVIRONMENT": environment(cluster), "BUDGET": _budget(cluster)}
+    return _fill("sample.sbatch.in", parts)
+
+
+def of_shard(cluster: Cluster) -> Cluster:
+    """Return the resources of one shard: a process, on one GPU where the cluster has any."""
+    options = {"output": "slurm-%A_%a.out", **dict(cluster.options)}
+    return replace(
+        cluster,
+        nodes=1,
+        gpus_per_node=min(cluster.gpus_per_node, 1),
+        options=tuple(options.items()),
+    )
 
 
 def attempt(cluster: Cluster) -> list[str]:
@@ -233,12 +253,25 @@ def attempt(cluster: Cluster) -> list[str]:
         name = shlex.quote(cluster.network_interface)
         exports = [f"export NCCL_SOCKET_IFNAME={name} GLOO_SOCKET_IFNAME={name}"]
     parts = {
-        "SETUP": [f"setup {shlex.quote(line)}" for line in cluster.setup],
+        "ENVIRONMENT": environment(cluster),
         "EXPORTS": exports,
-        "BUDGET": [f"--budget {cluster.restarts}"],
+        "BUDGET": _budget(cluster),
         "MIN_FREE_GB": [f"--min-free-gb {cluster.min_free_gb:g}"],
     }
     return _fill("attempt.sh.in", parts).splitlines()
+
+
+def environment(cluster: Cluster) -> list[str]:
+    """Return the shell lines that set up a job, after `fail` was defined."""
+    parts = {"SETUP": [f"setup {shlex.quote(line)}" for line in cluster.setup]}
+    return _fill("environment.sh.in", parts).splitlines()
+
+
+def _budget(cluster: Cluster) -> list[str]:
+    return [f"--budget {cluster.restarts}"]
+
+
+SCRIPTS = {"train.sbatch": render, "sample.sbatch": render_sample}
 
 
 def _fill(template: str, parts: Mapping[str, Sequence[str]]) -> str:
@@ -253,13 +286,15 @@ def _fill(template: str, parts: Mapping[str, Sequence[str]]) -> str:
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Write the script of a YAML; exit code 2 and one line where it cannot be."""
+    """Write the scripts of a YAML; exit code 2 and one line where it cannot be."""
     parser = argparse.ArgumentParser(prog="python slurm/render.py", description=__doc__)
     parser.add_argument("yaml", type=Path, nargs="?", default=HERE / "cluster.yaml")
-    parser.add_argument("--out", type=Path, default=HERE / "train.sbatch")
+    parser.add_argument("--out", type=Path, default=HERE, help="folder of the scripts")
     given = parser.parse_args(args)
     try:
-        files.atomic_write_text(given.out, render(read_cluster(given.yaml)))
+        cluster = read_cluster(given.yaml)
+        for name, rendered in SCRIPTS.items():
+            files.atomic_write_text(given.out / name, rendered(cluster))
     except (UserError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from launch import jobs
 from launch import train as launch
 from slurm.render import Cluster
 from sssd_hpc import cli
@@ -280,11 +281,11 @@ def test_checkpoint_submits_the_same_again() -> None:
 
 
 def test_the_last_run_flag_wins_as_it_does_for_the_command() -> None:
-    assert launch.run_folder(["--run", "a", "--run=b"]) == Path("b")
+    assert jobs.folder_of(["--run", "a", "--run=b"], "--run") == Path("b")
     with pytest.raises(UserError, match="--run is missing"):
-        launch.run_folder([])
+        jobs.folder_of([], "--run")
 
 
 def test_what_submitit_sets_is_left_to_it() -> None:
     parameters = launch.slurm_parameters(Cluster(), 1, Path("run"))
-    assert not set(launch.SUBMITITS) & set(parameters["additional_parameters"])
+    assert not set(jobs.SUBMITITS) & set(parameters["additional_parameters"])

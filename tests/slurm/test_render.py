@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +31,10 @@ HOSTILE = {
 }
 
 
-def test_the_committed_script_is_the_rendering_of_the_committed_yaml() -> None:
-    script = render.render(render.read_cluster(SLURM / "cluster.yaml"))
-    assert (SLURM / "train.sbatch").read_text() == script
+@pytest.mark.parametrize("name", render.SCRIPTS)
+def test_the_committed_script_is_the_rendering_of_the_committed_yaml(name: str) -> None:
+    script = render.SCRIPTS[name](render.read_cluster(SLURM / "cluster.yaml"))
+    assert (SLURM / name).read_text() == script
 
 
 def test_the_yaml_names_every_key_with_its_default() -> None:
@@ -64,6 +66,22 @@ def test_a_cluster_of_gpus_golden() -> None:
     assert render.render(from_mapping(GPU_CLUSTER)) == golden.read_text()
 
 
+def test_a_shard_takes_one_gpu_and_is_one_process() -> None:
+    lines = render.render_sample(from_mapping(GPU_CLUSTER)).splitlines()
+    assert {
+        "#SBATCH --nodes=1",
+        "#SBATCH --ntasks-per-node=1",
+        "#SBATCH --gpus-per-node=1",
+        "#SBATCH --cpus-per-task=16",
+        "#SBATCH --signal=USR1@600",
+        "#SBATCH --output=logs/%j.out",
+        "setup 'module load cuda/12.8'",
+    } <= set(lines)
+    plain = render.render_sample(Cluster()).splitlines()
+    assert "#SBATCH --output=slurm-%A_%a.out" in plain
+    assert not any("gpus" in line for line in plain)
+
+
 def environment(folder: Path) -> dict[str, str]:
     """Return a job's environment in which srun, scontrol and squeue note how they were called."""
     tools = folder / "bin"
@@ -89,10 +107,14 @@ def environment(folder: Path) -> dict[str, str]:
 
 
 def execute(
-    cluster: Cluster, folder: Path, *args: str, **extra: str
+    cluster: Cluster,
+    folder: Path,
+    *args: str,
+    rendered: Callable[[Cluster], str] = render.render,
+    **extra: str,
 ) -> subprocess.CompletedProcess[str]:
     script = folder / "script"
-    script.write_text(render.render(cluster))
+    script.write_text(rendered(cluster))
     return subprocess.run(
         ["bash", str(script), *args],
         env=environment(folder) | extra,
@@ -121,6 +143,50 @@ def test_no_value_runs_or_adds_a_line(value: str, tmp_path: Path) -> None:
     assert execute(cluster, tmp_path, "--run", "run").returncode == 0
     assert f"\nnote={value}\n" in (tmp_path / "environment").read_text()
     assert not (tmp_path / "pwned").exists()
+
+
+ARRAY = {
+    "SLURM_ARRAY_TASK_ID": "3",
+    "SLURM_ARRAY_TASK_MIN": "0",
+    "SLURM_ARRAY_TASK_MAX": "15",
+    "SLURM_ARRAY_TASK_COUNT": "16",
+}
+
+
+@pytest.mark.parametrize("value", HOSTILE.values(), ids=HOSTILE)
+def test_nothing_that_a_shard_is_given_runs(value: str, tmp_path: Path) -> None:
+    cluster = from_mapping(
+        {"name": value, "setup": [f"note={_bash_quoted(value)}; export note"], "restarts": 4}
+    )
+    args = ["--run", value, "--like", "s", "--out", value]
+    extra = {**ARRAY, "CODE": "75"}
+    result = execute(cluster, tmp_path, *args, rendered=render.render_sample, **extra)
+    assert result.returncode == 75, result.stderr
+    called = (tmp_path / "called").read_text()
+    command = ["srun", "python", "-m", "sssd_hpc", "sample", *args, "--shard", "3/16"]
+    question = ["python", "-m", "sssd_hpc.train.restart", f"--out={value}", "--shard=3/16"]
+    question += ["--exit-code", "75", "--budget", "4"]
+    assert called == "\n".join([*command, *question]) + "\n"
+    assert f"\nnote={value}\n" in (tmp_path / "environment").read_text()
+    assert not (tmp_path / "pwned").exists()
+
+
+@pytest.mark.parametrize(
+    ("array", "args", "said"),
+    [
+        ({}, ["--out", "o"], "numbered from 0 without a gap: sbatch --array=0-15"),
+        ({**ARRAY, "SLURM_ARRAY_TASK_MIN": "1"}, ["--out=o"], "without a gap"),
+        ({**ARRAY, "SLURM_ARRAY_TASK_COUNT": "8"}, ["--out=o"], "without a gap"),
+        (ARRAY, ["--run", "r"], "--out is missing: sbatch --array=0-15 slurm/sample.sbatch"),
+    ],
+)
+def test_an_array_with_a_gap_or_without_a_folder_is_refused(
+    array: dict[str, str], args: list[str], said: str, tmp_path: Path
+) -> None:
+    result = execute(Cluster(), tmp_path, *args, rendered=render.render_sample, **array)
+    assert result.returncode == 2
+    assert said in result.stderr
+    assert not (tmp_path / "called").exists()
 
 
 def _bash_quoted(value: str) -> str:
@@ -327,7 +393,7 @@ def test_a_bad_file_is_one_line_and_leaves_the_script_alone(
     path, out = tmp_path / "mine.yaml", tmp_path / "train.sbatch"
     path.write_text(text)
     out.write_text("before")
-    assert render.main([str(path), "--out", str(out)]) == 2
+    assert render.main([str(path), "--out", str(tmp_path)]) == 2
     err = capsys.readouterr().err
     assert err.startswith(f"error: {path}")
     assert err.count("\n") == 1
@@ -335,7 +401,8 @@ def test_a_bad_file_is_one_line_and_leaves_the_script_alone(
 
 
 def test_a_yaml_of_ones_own_is_rendered_where_asked(tmp_path: Path) -> None:
-    path, out = tmp_path / "mine.yaml", tmp_path / "mine.sbatch"
+    path = tmp_path / "mine.yaml"
     path.write_text("partition: gpu\n")
-    assert render.main([str(path), "--out", str(out)]) == 0
-    assert out.read_text() == render.render(Cluster(partition="gpu"))
+    assert render.main([str(path), "--out", str(tmp_path)]) == 0
+    for name, rendered in render.SCRIPTS.items():
+        assert (tmp_path / name).read_text() == rendered(Cluster(partition="gpu"))
