@@ -48,9 +48,10 @@ endif
 	$(RUN) sample --run "$(DEMO)/run" --like "$(DEMO)/store" --out "$(DEMO)/synthetic"
 	$(RUN) evaluate --real "$(DEMO)/store" --synthetic "$(DEMO)/synthetic" --out "$(DEMO)/report" $(EVALUATE_FLAGS)
 
-# The Slurm tests share one cluster and start many ranks: they run by themselves, one at a time.
+# A file stays on one process, so that what its tests share is made once. The Slurm tests share one
+# cluster and start many ranks: they run by themselves, one at a time.
 test: setup slurm-packages
-	$(BIN)/python -m pytest -n $(JOBS) --ignore tests/slurm
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --ignore tests/slurm
 	$(BIN)/python -m pytest tests/slurm
 
 slurm-packages: setup
@@ -69,3 +70,4 @@ bench: setup
 	$(BIN)/python -m bench
 	$(BIN)/python -m bench.report
 	$(BIN)/python -m bench.scaling
+	$(BIN)/python -m bench.convergence

@@ -23,6 +23,22 @@ from sssd_hpc.ecg.leads import LEADS
 from sssd_hpc.ecg.prepare import prepare
 from sssd_hpc.ecg.ptbxl import PtbxlRow, finish_root
 from sssd_hpc.ecg.wfdb_io import is_whole, read_record, write_record
+from sssd_hpc.generate.manifest import Manifest, Request
+from sssd_hpc.generate.shard import write_row
+from sssd_hpc.generate.writer import Writer
+
+REQUEST = Request(
+    model_sha256="0" * 64,
+    weights="ema",
+    sampler="ddpm",
+    steps=200,
+    guidance=0.0,
+    seed=0,
+    batch_size=16,
+    folds=(1,),
+    manifest_sha256="0" * 64,
+    device="cpu",
+)
 
 
 def make_root(root: Path, num_records: int) -> tuple[list[PtbxlRow], list[np.ndarray]]:
@@ -71,6 +87,23 @@ def main() -> None:
             for number, signal in enumerate(signals):
                 write_record(written, f"{number:05d}", signal, 100, ["seed 1"])
 
+        manifest = Manifest(
+            ecg_id=np.arange(len(signals)),
+            strat_fold=np.ones(len(signals), dtype=np.int64),
+            labels=np.ones((len(signals), 1), dtype=np.int64),
+            label_names=("NORM",),
+            rate_hz=100,
+        )
+        drawn = np.stack(signals) / 1000.0
+
+        def write_set() -> None:
+            """Write as a shard does: its thread rounds, checks and writes what was drawn."""
+            written = next(outs)
+            with Writer(lambda row, mv: write_row(written, manifest, REQUEST, row, mv)) as writer:
+                for rows in manifest.batches(REQUEST.batch_size):
+                    writer.put(rows, drawn[rows])
+                writer.finish()
+
         def write_wfdb() -> None:
             written = next(outs)
             written.mkdir()
@@ -95,6 +128,7 @@ def main() -> None:
                 len(files),
             ),
             "write_record": (write_ours, len(signals)),
+            "write_set": (write_set, len(signals)),
             "wfdb_wrsamp": (write_wfdb, 20),
             "is_whole": (lambda: [is_whole(root, file) for file in files], len(files)),
         }

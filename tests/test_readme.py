@@ -46,6 +46,10 @@ def test_the_main_job_by_hand_runs_as_written(
     assert "TSTR" in out
     picture = Path(out.rpartition("picture: ")[2].split()[0])
     assert picture.is_file()
+    at_scale = next(block for block in blocks() if "launch/sample.py" in block)
+    for command in commands(at_scale):
+        assert cli.main(command) == 0, capsys.readouterr().err
+    assert (tmp_path / "synthetic.h5").is_file()
 
 
 def test_the_papers_models_are_accepted_as_written(
