@@ -21,6 +21,8 @@ ENDED = {
     *("PREEMPTED", "REVOKED", "TIMEOUT"),
 }
 GONE = "gone"
+HELD = "HELD"
+"""A job that no node could start, which waits until somebody releases it."""
 
 Work = Callable[[], int]
 """What one job does; submitit pickles it."""
@@ -100,7 +102,10 @@ class Slurm:
         states = queue()
         if states is None:
             return {}
-        found = {name: states[name] for name in names if states.get(name) in ENDED}
+        found = {name: states[name] for name in names if states.get(name) in {HELD, *ENDED}}
+        if held := [name for name, state in found.items() if state == HELD]:
+            # Nobody will: another one takes its place.
+            _run(["scancel", *held])
         # What is not there twice in a row has ended long ago.
         missing = {name for name in names if name not in states}
         found.update(dict.fromkeys(missing & self._missed, GONE))
@@ -114,30 +119,31 @@ class Slurm:
 
 def queue() -> dict[str, str] | None:
     """Return the state of every job of this user; None while the controller is away."""
-    command = ["squeue", "--noheader", "--array", "--me", "--states=all", "--format=%i %T"]
+    said = _run(["squeue", "--noheader", "--array", "--me", "--states=all", "--format=%i %T %r"])
+    if said is None:
+        return None
+    states = {}
+    for line in said.splitlines():
+        if len(words := line.split(maxsplit=2)) > 1:
+            held = words[1] == "PENDING" and "launch failed" in line
+            states[words[0]] = HELD if held else words[1]
+    return states
+
+
+def _run(command: Sequence[str]) -> str | None:
+    """Return what a command of Slurm's says, None where it fails or does not answer."""
     try:
         done = subprocess.run(  # noqa: S603
             command, capture_output=True, text=True, check=False, timeout=60
         )
     except (OSError, subprocess.TimeoutExpired):
         return None
-    if done.returncode:
-        return None
-    return dict(line.split()[:2] for line in done.stdout.splitlines() if " " in line.strip())
+    return None if done.returncode else done.stdout
 
 
 def max_array_size() -> int:
     """Return how many jobs an array may have, where the cluster says so."""
-    try:
-        told = subprocess.run(
-            ["scontrol", "show", "config"],  # noqa: S607
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=60,
-        ).stdout
-    except (OSError, subprocess.TimeoutExpired):
-        told = ""
+    told = _run(["scontrol", "show", "config"]) or ""
     found = re.search(r"^MaxArraySize\s*=\s*(\d+)", told, flags=re.MULTILINE)
     return max(int(found[1]), 1) if found else sys.maxsize
 

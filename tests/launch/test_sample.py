@@ -397,6 +397,21 @@ def test_the_queue_is_believed_with_care(monkeypatch: pytest.MonkeyPatch) -> Non
     assert cluster.ended(["7_0"]) == {"7_0": "gone"}
 
 
+def test_a_job_that_slurm_holds_after_a_failed_launch_is_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = "7_0 RUNNING None\n7_1 PENDING launch failed requeued held\n7_2 PENDING Resources\n"
+    slurm(tmp_path, monkeypatch, held)
+    (tmp_path / "bin" / "scancel").write_text(f'#!/bin/bash\necho "$@" > "{tmp_path}/cancelled"\n')
+    (tmp_path / "bin" / "scancel").chmod(0o755)
+    assert clusters.queue() == {"7_0": "RUNNING", "7_1": clusters.HELD, "7_2": "PENDING"}
+    cluster = clusters.Slurm(Cluster(), Path(), None)
+    assert cluster.ended(["7_0", "7_1", "7_2"]) == {"7_1": clusters.HELD}
+    assert (tmp_path / "cancelled").read_text() == "7_1\n"
+    watch = launch.Launch(cluster, tmp_path, 3, retries=2)
+    assert watch._judge("7_1", launch.Shard((), 1, 3, ""), clusters.HELD)
+
+
 def test_a_cancelled_shard_is_not_started_again(tmp_path: Path) -> None:
     watch = launch.Launch(clusters.Slurm(Cluster(), tmp_path, None), tmp_path, 2, retries=2)
     shard = launch.Shard((), 1, 2, "")

@@ -83,7 +83,9 @@ def disturb(
 
 def start(lab: Lab, *arguments: str, cwd: Path) -> subprocess.Popen[str]:
     """Start a command on the controller's machine."""
-    command = [*lab.entrance(cwd=cwd), sys.executable, str(LAUNCH), *arguments]
+    # The time is kept inside: killing nsenter would leave the command behind.
+    limit = ["timeout", "--signal=KILL", "200"]
+    command = [*lab.entrance(cwd=cwd), *limit, sys.executable, str(LAUNCH), *arguments]
     return subprocess.Popen(
         command,
         env=environment(),

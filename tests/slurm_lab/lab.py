@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from tests.slurm_lab.machines import CONTROLLER, DATABASE, NODE, hosts
-from tests.slurm_lab.settings import write_settings
+from tests.slurm_lab.settings import PARTITIONS, write_settings
 
 T = TypeVar("T")
 ENDED = {"CANCELLED", "COMPLETED", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "TIMEOUT"}
@@ -203,7 +203,12 @@ class Lab:
         self.run("ip", "link", "set", f"v{node[4:]}", "up")
 
     def kill_controller(self) -> None:
-        """Kill slurmctld once it has saved what runs: it does so within five seconds."""
+        """Kill slurmctld once it has saved what runs: it does so within five seconds.
+
+        Nothing starts meanwhile: a job that it forgot would be started again beside itself, which
+        drains the node ("Duplicate jobid") and holds the job.
+        """
+        self._open_partitions("DOWN")
         starts = self.run("squeue", "-h", "-t", "running", "-o", "%S").stdout.split()
         newest = max((datetime.fromisoformat(start).timestamp() for start in starts), default=0)
         saved = Path(f"/proc/{self.pid()}/root/run/slurmctld/job_state")
@@ -220,6 +225,11 @@ class Lab:
         """Start slurmctld; it finds its jobs again in what it saved."""
         self.run("slurmctld")
         poll("slurmctld answers", 30, self._controller_answers)
+        self._open_partitions("UP")
+
+    def _open_partitions(self, state: str) -> None:
+        for partition in PARTITIONS:
+            self.run("scontrol", "update", f"PartitionName={partition}", f"State={state}")
 
     def _controller_answers(self) -> bool:
         return "is UP" in self.run("scontrol", "ping", check=False).stdout

@@ -48,6 +48,7 @@ SETTINGS = {
     "SlurmdParameters": "config_overrides",
 }
 
+PARTITIONS = ("main", "high")
 NODES_AND_PARTITIONS = """\
 NodeName=node[1-{nodes}] CPUs={cpus} RealMemory=6000 Gres=gpu:2 State=UNKNOWN
 PartitionName=DEFAULT Nodes=ALL MaxTime=60 DefaultTime=10 DefMemPerCPU=500 State=UP
