@@ -212,16 +212,24 @@ def _commit(
 
 
 @contextlib.contextmanager
-def _refusing(path: Path) -> Iterator[None]:
-    """Say what a failed write has left; no room is the user's error, a failing disk is not."""
+def refusing(what: str, intact: str) -> Iterator[None]:
+    """Say what cannot be written and what is left; no room is the user's error, a failing disk not.
+
+    Raises:
+        UserError, OSError: as said.
+    """
     try:
         yield
     except (OSError, SafetensorError) as error:
         kind = UserError if files.mendable(error) else OSError
         raise kind(
-            f"checkpoint {path} cannot be written: {error}; older checkpoints are intact: "
+            f"{what} cannot be written: {error}; {intact} are intact: "
             "mend that and give the same command again"
         ) from error
+
+
+def _refusing(path: Path) -> contextlib.AbstractContextManager[None]:
+    return refusing(f"checkpoint {path}", "older checkpoints")
 
 
 def point(run: Path, path: Path) -> None:

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from sssd_hpc import config as configs
@@ -124,7 +123,7 @@ def train(config: Config, store: Store, run: Path, distill_from: Path | None = N
                 kept[0] = checkpoints.read(checkpoints.folder(run, samples))
 
         group.everywhere(follow)
-        trainer = Trainer(config, store, run, group, kept.pop(), heart, teacher)
+        trainer = Trainer(config, store, run, group, kept.pop(), heart, data, teacher)
 
         def sign() -> None:
             files.atomic_write_text(run / "config.yaml", configs.dump(config))
@@ -177,10 +176,11 @@ class Trainer:
         group: Group,
         found: Checkpoint | None,
         heart: Heartbeat,
-        teacher: Teacher | None = None,
+        data: dict[str, Any],
+        teacher: Teacher | None,
     ) -> None:
         self.config, self.store, self.run, self.group = config, store, run, group
-        self.heart = heart
+        self.heart, self.data = heart, data
         self.leads = model_leads(config)
         self.records = store.indices(configs.parse_folds(config.train.folds))
         if not len(self.records):
@@ -195,7 +195,6 @@ class Trainer:
             self.model.load_state_dict(teacher.model.state_dict())
         self.found = found
         self.schedule = NoiseSchedule.linear(**schedule_arguments(config)).to(device)
-        self.data = resume.data_facts(store, teacher.sha256 if teacher else "")
         self.teacher = teacher and teacher.network(store.length, self.schedule.num_steps, device)
         batch, world_size = config.train.batch_size, group.world_size
         shares = [share(batch, world_size, rank) for rank in range(world_size)]
@@ -424,7 +423,7 @@ class Trainer:
             "samples_seen": whole.samples,
         }
         path = self.run / "export" / "model.safetensors"
-        try:
+        with checkpoints.refusing(str(path), "the checkpoints"):
             save_export(
                 path,
                 model_config=model_arguments(self.config, self.store),
@@ -432,12 +431,6 @@ class Trainer:
                 ema={**whole.tensors["model"], **whole.tensors["ema"]},
                 metadata=metadata,
             )
-        except (OSError, SafetensorError) as error:
-            kind = UserError if files.mendable(error) else OSError
-            raise kind(
-                f"{path} cannot be written: {error}; the checkpoints are intact: "
-                "mend that and give the same command again"
-            ) from error
 
 
 def _crossed(every: int, before: int, state: TrainState) -> bool:
