@@ -11,6 +11,7 @@ import torch
 
 from sssd_hpc.ecg.leads import EIGHT
 from sssd_hpc.ecg.store import Store
+from sssd_hpc.generate.manifest import Request
 from sssd_hpc.model import SSSDECG
 from sssd_hpc.model.export import save_export
 
@@ -19,6 +20,18 @@ LENGTH, STEPS = 64, 5
 ECG_IDS = (1003, 7, 21837, 12, 1004, 9, 10, 11, 2000, 6, 5)
 FOLDS = (1, 1, 2, 3, 8, 9, 10, 10, 1, 9, 2)
 LABELS = ("1AVB", "AFIB", "NORM")
+ANY_REQUEST = Request(
+    model_sha256="a" * 64,
+    weights="ema",
+    sampler="ddpm",
+    steps=5,
+    guidance=0.0,
+    seed=3,
+    batch_size=4,
+    folds=(1, 2),
+    manifest_sha256="b" * 64,
+    device="cpu",
+)
 
 
 def make_store(path: Path, label_names: tuple[str, ...] = LABELS, **manifest: Any) -> Store:

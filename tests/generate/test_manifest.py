@@ -12,20 +12,9 @@ import numpy as np
 import pytest
 
 from sssd_hpc.errors import UserError
-from sssd_hpc.generate.manifest import Request, build, parse
+from sssd_hpc.generate.manifest import build, parse
 
-REQUEST = Request(
-    model_sha256="a" * 64,
-    weights="ema",
-    sampler="ddpm",
-    steps=5,
-    guidance=0.0,
-    seed=3,
-    batch_size=4,
-    folds=(1, 2),
-    manifest_sha256="b" * 64,
-    device="cpu",
-)
+from .conftest import ANY_REQUEST
 
 
 def store(ecg_id: list[int], folds: list[int], rate_hz: int = 100) -> Any:
@@ -135,9 +124,9 @@ def test_a_label_that_no_header_can_hold_is_refused() -> None:
 
 
 def test_header_comments_name_no_person_and_no_path() -> None:
-    text = "\n".join(REQUEST.comments(("AFIB", "NORM")))
+    text = "\n".join(ANY_REQUEST.comments(("AFIB", "NORM")))
     assert "synthetic" in text
     assert "AFIB NORM" in text
     assert "seed: 3" in text
-    assert "labels: none" in "\n".join(REQUEST.comments(()))
+    assert "labels: none" in "\n".join(ANY_REQUEST.comments(()))
     assert "/" not in text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from pathlib import Path
 
@@ -10,8 +11,10 @@ import pytest
 
 from sssd_hpc.ecg.wfdb_io import write_record
 from sssd_hpc.errors import UserError
-from sssd_hpc.generate.manifest import Manifest, Request
+from sssd_hpc.generate.manifest import Manifest
 from sssd_hpc.generate.merge import merge, prove
+
+from .conftest import ANY_REQUEST
 
 MANIFEST = Manifest(
     ecg_id=np.array([3, 1500]),
@@ -20,18 +23,7 @@ MANIFEST = Manifest(
     label_names=("MI", "XYZ"),
     rate_hz=100,
 )
-REQUEST = Request(
-    model_sha256="a" * 64,
-    weights="ema",
-    sampler="ddpm",
-    steps=5,
-    guidance=0.0,
-    seed=3,
-    batch_size=4,
-    folds=(9, 10),
-    manifest_sha256=MANIFEST.sha256(),
-    device="cpu",
-)
+REQUEST = dataclasses.replace(ANY_REQUEST, folds=(9, 10), manifest_sha256=MANIFEST.sha256())
 
 
 @pytest.fixture

@@ -17,6 +17,8 @@ from sssd_hpc.generate.manifest import Manifest, Request
 from sssd_hpc.generate.names import MANIFEST_FILE, REQUEST_FILE
 from sssd_hpc.generate.root import claim, damaged, locked, read_back, shard_locked
 
+from .conftest import ANY_REQUEST
+
 MANIFEST = Manifest(
     ecg_id=np.array([1]),
     strat_fold=np.array([9]),
@@ -24,18 +26,7 @@ MANIFEST = Manifest(
     label_names=("MI", "XYZ"),
     rate_hz=100,
 )
-REQUEST = Request(
-    model_sha256="a" * 64,
-    weights="ema",
-    sampler="ddpm",
-    steps=5,
-    guidance=0.0,
-    seed=3,
-    batch_size=4,
-    folds=(1, 2),
-    manifest_sha256=MANIFEST.sha256(),
-    device="cpu",
-)
+REQUEST = dataclasses.replace(ANY_REQUEST, manifest_sha256=MANIFEST.sha256())
 
 
 def test_a_root_claimed_twice_by_the_same_request_stays_its_own(tmp_path: Path) -> None:
