@@ -284,19 +284,21 @@ def evaluate(
     label: str | None = None,
     epochs: int | None = None,
     seed: int = 0,
+    seeds: int = 1,
     allow_leakage: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
 ) -> None:
-    """Score a synthetic data set: TRTR, TSTR and TRTS of an xresnet1d50 for one binary label.
+    """Score a synthetic data set: TRTR, TSTR, TRTS and TSTS of an xresnet1d50 for one binary label.
 
     Example: sssd-hpc evaluate --real store --synthetic synthetic --out report --label NORM
 
     Args:
         real: Store of the real records.
         synthetic: Synthetic WFDB root, or a store of it.
-        out: Folder of the report: report.json, report.html, figures.
+        out: Folder of the report: report.json, report.html, figures; cache may be removed.
         label: Label to classify; default: NORM where the store has it.
         epochs: Epochs of each classifier; default: 15.
-        seed: Seed of the classifiers and of the bootstrap.
+        seed: Seed of the first classifier and of the bootstrap.
+        seeds: Classifiers of each side; metrics are means over them, intervals cover them.
         allow_leakage: Go on though training records turn up in a test set; the report says so.
     """
     from sssd_hpc.ecg.store import Store
@@ -304,7 +306,7 @@ def evaluate(
 
     real_store = Store.open(real, verify=True)
     synthetic_store = protocols.open_store_or_root(
-        synthetic, out, real_store, allow_leakage=allow_leakage
+        synthetic, out / protocols.CACHE, real_store, allow_leakage=allow_leakage
     )
     result = protocols.evaluate(
         real_store,
@@ -312,6 +314,7 @@ def evaluate(
         out,
         label=label,
         seed=seed,
+        seeds=seeds,
         epochs=epochs,
         allow_leakage=allow_leakage,
     )

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SIDE_COLOURS = {"real": "#1f4e79", "synthetic": "#d1661b"}
-PROTOCOL_COLOURS = {"TRTR": "#1f4e79", "TSTR": "#d1661b", "TRTS": "#4b8b3b"}
+PROTOCOL_COLOURS = {"TRTR": "#1f4e79", "TSTR": "#d1661b", "TRTS": "#4b8b3b", "TSTS": "#8a6d9e"}
 LEAD_GROUPS = {
     "limb leads I, II, III": ("I", "II", "III"),
     "augmented leads aVR, aVL, aVF": ("AVR", "AVL", "AVF"),
@@ -51,10 +51,12 @@ def roc(protocols: dict[str, Any], label: str) -> Figure:
         auc = row["metrics"]["roc_auc"]
         if auc["value"] is None:
             continue
-        false, true = roc_points(np.array(row["test"]["label"]), np.array(row["test"]["score"]))
         colour = PROTOCOL_COLOURS[name]
-        text = f"{name}: {auc['value']:.2f} ({auc['low']:.2f} to {auc['high']:.2f})"
-        axes.plot(false, true, color=colour, linewidth=1.8, label=text)
+        text: str | None = f"{name}: {auc['value']:.2f} ({auc['low']:.2f} to {auc['high']:.2f})"
+        for scores in row["test"]["scores"]:
+            points = roc_points(np.array(row["test"]["label"]), np.array(scores))
+            axes.plot(*points, color=colour, linewidth=1.8, label=text)
+            text = None
         sensitivity, specificity = (row["metrics"][m]["value"] for m in ROC_POINT)
         if sensitivity is not None:
             axes.plot(1 - specificity, sensitivity, "o", color=colour, markersize=7)
@@ -74,7 +76,9 @@ def score_histograms(protocols: dict[str, Any], label: str) -> Figure:
     panels = figure.subplots(1, len(protocols), sharex=True, squeeze=False)[0]
     bins = np.linspace(0, 1, 11)
     for axes, (name, row) in zip(panels, protocols.items(), strict=True):
-        scores, labels = np.array(row["test"]["score"]), np.array(row["test"]["label"])
+        labels = np.array(row["test"]["label"])
+        # Of several classifiers the first: a mean of scores is no classifier's.
+        scores = np.array(next(iter(row["test"]["scores"]), []))
         axes.set(title=f"{name}: tested on {row['tested_on']}", xlabel=f"score for {label}")
         if len(scores) == 0:
             axes.text(0.5, 0.5, "not computed", ha="center", transform=axes.transAxes)
@@ -82,8 +86,8 @@ def score_histograms(protocols: dict[str, Any], label: str) -> Figure:
         groups = [scores[labels == 0], scores[labels == 1]]
         names = [f"not {label} ({len(groups[0])})", f"{label} ({len(groups[1])})"]
         axes.hist(groups, bins, color=["0.7", "#1f4e79"], label=names)
-        if row["threshold"] is not None:
-            axes.axvline(row["threshold"], color="#b03030", linestyle="--", label="threshold")
+        if row["thresholds"] and row["thresholds"][0] is not None:
+            axes.axvline(row["thresholds"][0], color="#b03030", linestyle="--", label="threshold")
         # Room above the bars for the legend.
         axes.set_ylim(top=axes.get_ylim()[1] * 1.35)
         axes.legend(framealpha=1, edgecolor="none", fontsize=8, ncols=2, loc="upper left")

@@ -6,7 +6,7 @@ A metric that the data cannot define is NaN with a reason: never a crash, never 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 Scores = NDArray[np.floating[Any]]
 Labels = NDArray[np.integer[Any]]
+Counts = NDArray[np.integer[Any]]
 
 MIN_PER_CLASS = 2
 NUM_BOOTSTRAPS = 1000
@@ -36,76 +37,96 @@ class Metric:
         return {**cells, "reason": self.reason or None}
 
 
-def roc_auc(labels: Labels, scores: Scores) -> float:
+def roc_auc(labels: Labels, scores: Scores, counts: Counts | None = None) -> Any:
     """Return the area under the ROC curve: the chance that a positive outranks a negative.
 
-    Labels (n,) are 0 or 1; a tie counts half; NaN for a single class.
-    Source: the Mann-Whitney statistic U / (n_pos n_neg) with mid-ranks.
+    Labels (n,) are 0 or 1; a tie counts half; NaN for a single class. Counts (..., n) say how often
+    each record was drawn, once by default; the result is of shape (...).
+    Source: the Mann-Whitney statistic U / (n_pos n_neg).
     """
-    num_pos = int(np.count_nonzero(labels == 1))
-    num_neg = labels.size - num_pos
-    if num_pos == 0 or num_neg == 0:
+    order = np.argsort(scores, kind="stable")
+    ranked = np.asarray(scores)[order]
+    if not ranked.size:
         return math.nan
-    _, inverse, counts = np.unique(scores, return_inverse=True, return_counts=True)
-    mid_ranks = np.cumsum(counts) - (counts - 1) / 2
-    rank_sum = float(mid_ranks[inverse.reshape(-1)][labels == 1].sum())
-    return (rank_sum - num_pos * (num_pos + 1) / 2) / (num_pos * num_neg)
+    ties = np.flatnonzero(np.concatenate([[True], ranked[1:] != ranked[:-1]]))
+    drawn = (np.ones(ranked.size, dtype=np.int64) if counts is None else counts)[..., order]
+    true = np.asarray(labels)[order] == 1
+    pos = np.add.reduceat(drawn * true, ties, axis=-1)
+    neg = np.add.reduceat(drawn * ~true, ties, axis=-1)
+    below = neg.cumsum(axis=-1) - neg
+    return _ratio((pos * (below + neg / 2)).sum(-1), pos.sum(-1) * neg.sum(-1))
 
 
-def _confusion(labels: Labels, scores: Scores, threshold: float) -> tuple[int, int, int, int]:
+def _confusion(
+    labels: Labels, scores: Scores, threshold: float, counts: Counts | None
+) -> tuple[Any, Any, Any, Any]:
     """Return TP, FP, TN, FN where a score at or above the threshold is called positive."""
-    called = scores >= threshold
-    true = labels == 1
+    called = np.asarray(scores) >= threshold
+    true = np.asarray(labels) == 1
+    drawn = np.ones(true.size, dtype=np.int64) if counts is None else counts
     return (
-        int(np.count_nonzero(called & true)),
-        int(np.count_nonzero(called & ~true)),
-        int(np.count_nonzero(~called & ~true)),
-        int(np.count_nonzero(~called & true)),
+        drawn @ (called & true),
+        drawn @ (called & ~true),
+        drawn @ (~called & ~true),
+        (drawn @ (~called & true)),
     )
 
 
-def _ratio(numerator: float, denominator: float) -> float:
-    return numerator / denominator if denominator else math.nan
+def _ratio(numerator: Any, denominator: Any) -> Any:
+    """Return the ratio of numbers or of arrays, NaN where the denominator is 0."""
+    top, bottom = np.asarray(numerator, dtype=np.float64), np.asarray(denominator)
+    ratio = np.full(top.shape, np.nan)
+    np.divide(top, bottom, out=ratio, where=bottom != 0)
+    return ratio if ratio.ndim else float(ratio)
 
 
-def sensitivity(labels: Labels, scores: Scores, threshold: float) -> float:
+def sensitivity(
+    labels: Labels, scores: Scores, threshold: float, counts: Counts | None = None
+) -> Any:
     """Return TP / (TP + FN)."""
-    tp, _, _, fn = _confusion(labels, scores, threshold)
+    tp, _, _, fn = _confusion(labels, scores, threshold, counts)
     return _ratio(tp, tp + fn)
 
 
-def specificity(labels: Labels, scores: Scores, threshold: float) -> float:
+def specificity(
+    labels: Labels, scores: Scores, threshold: float, counts: Counts | None = None
+) -> Any:
     """Return TN / (TN + FP)."""
-    _, fp, tn, _ = _confusion(labels, scores, threshold)
+    _, fp, tn, _ = _confusion(labels, scores, threshold, counts)
     return _ratio(tn, tn + fp)
 
 
-def precision(labels: Labels, scores: Scores, threshold: float) -> float:
+def precision(
+    labels: Labels, scores: Scores, threshold: float, counts: Counts | None = None
+) -> Any:
     """Return TP / (TP + FP), NaN if nothing is called positive."""
-    tp, fp, _, _ = _confusion(labels, scores, threshold)
+    tp, fp, _, _ = _confusion(labels, scores, threshold, counts)
     return _ratio(tp, tp + fp)
 
 
-def f1(labels: Labels, scores: Scores, threshold: float) -> float:
+def f1(labels: Labels, scores: Scores, threshold: float, counts: Counts | None = None) -> Any:
     """Return 2 TP / (2 TP + FP + FN)."""
-    tp, fp, _, fn = _confusion(labels, scores, threshold)
+    tp, fp, _, fn = _confusion(labels, scores, threshold, counts)
     return _ratio(2 * tp, 2 * tp + fp + fn)
 
 
-def g_mean(labels: Labels, scores: Scores, threshold: float) -> float:
+def g_mean(labels: Labels, scores: Scores, threshold: float, counts: Counts | None = None) -> Any:
     """Return the geometric mean of sensitivity and specificity.
 
     Source: SSSD-ECG-nle (arXiv 2407.11108), section IV-E.
     """
-    both = sensitivity(labels, scores, threshold) * specificity(labels, scores, threshold)
-    return math.sqrt(both) if both >= 0 else math.nan
+    given = (labels, scores, threshold, counts)
+    mean = np.sqrt(np.multiply(sensitivity(*given), specificity(*given)))
+    return mean if mean.ndim else float(mean)
 
 
-def _roc_auc_at(labels: Labels, scores: Scores, threshold: float) -> float:
-    return roc_auc(labels, scores)
+def _roc_auc_at(
+    labels: Labels, scores: Scores, threshold: float, counts: Counts | None = None
+) -> Any:
+    return roc_auc(labels, scores, counts)
 
 
-METRICS: dict[str, Callable[[Labels, Scores, float], float]] = {
+METRICS: dict[str, Callable[..., Any]] = {
     "roc_auc": _roc_auc_at,
     "g_mean": g_mean,
     "f1": f1,
@@ -113,7 +134,10 @@ METRICS: dict[str, Callable[[Labels, Scores, float], float]] = {
     "specificity": specificity,
     "precision": precision,
 }
-"""Every metric by name, best known first; `roc_auc` alone needs no threshold."""
+"""Every metric by name, best known first; `roc_auc` alone needs no threshold.
+
+Each takes labels (n,), scores (n,), a threshold, and counts (..., n) of how often a record is
+drawn; without counts it returns a number, else an array of shape (...)."""
 
 
 def why_undefined(labels: Labels, scores: Scores) -> str:
@@ -154,77 +178,97 @@ def choose_threshold(labels: Labels, scores: Scores) -> tuple[float, str]:
 
 def score(
     labels: Labels,
-    scores: Scores,
-    threshold: float,
+    scores: Sequence[Scores],
+    thresholds: Sequence[float],
     *,
     threshold_reason: str = "",
     num_bootstraps: int = NUM_BOOTSTRAPS,
     seed: int = 0,
 ) -> dict[str, Metric]:
-    """Return every metric of (n,) labels 0/1 and (n,) scores with its 95 % bootstrap interval.
+    """Return every metric, the mean over classifiers, with its 95 % bootstrap interval.
 
     Records are drawn with replacement and a draw counts only if it keeps a positive and a negative
-    (Strodthoff et al., arXiv 2004.13701: each class keeps a positive); the interval spans the 2.5
-    and 97.5 percentiles. It covers the choice of test records, not of training records or seed.
+    (Strodthoff et al., arXiv 2004.13701: each class keeps a positive); so are classifiers where
+    there are several. The interval spans the 2.5 and 97.5 percentiles. It covers the choice of test
+    records and, with several classifiers, of their seeds; never that of training records.
 
     Args:
-        labels: 1 for positive, 0 for negative.
-        scores: greater means more likely positive.
-        threshold: from validation records; NaN leaves all but ROC-AUC undefined.
-        threshold_reason: why the threshold is NaN.
+        labels: (n,) 1 for positive, 0 for negative.
+        scores: of each classifier (n,); greater means more likely positive.
+        thresholds: of each classifier, from validation records; NaN leaves all but ROC-AUC
+            undefined.
+        threshold_reason: why a threshold is NaN.
         num_bootstraps: resamples behind an interval.
         seed: of the resampling.
     """
-    reason = why_undefined(labels, scores)
+    reason = next(filter(None, (why_undefined(labels, each) for each in scores)), "")
     if reason:
         return {name: Metric(math.nan, reason=reason) for name in METRICS}
-    draws = _bootstrap(labels, num_bootstraps, seed)
+    draws = bootstrap(labels, num_bootstraps, seed)
+    picks = _picks(len(scores), num_bootstraps, seed)
     results = {}
     for name, metric in METRICS.items():
-        if name != "roc_auc" and math.isnan(threshold):
+        if name != "roc_auc" and any(map(math.isnan, thresholds)):
             results[name] = Metric(math.nan, reason=f"no threshold: {threshold_reason}")
             continue
-        value = metric(labels, scores, threshold)
-        if math.isnan(value):
+        pairs = list(zip(scores, thresholds, strict=True))
+        values = [metric(labels, each, threshold) for each, threshold in pairs]
+        if any(map(math.isnan, values)):
             results[name] = Metric(math.nan, reason="nothing was called positive")
             continue
-        sample = np.array([metric(labels[draw], scores[draw], threshold) for draw in draws])
-        sample = sample[~np.isnan(sample)]
-        low, high = np.percentile(sample, [2.5, 97.5]) if sample.size else (math.nan, math.nan)
-        results[name] = Metric(value, float(low), float(high))
+        drawn = np.stack([metric(labels, each, threshold, draws) for each, threshold in pairs])
+        results[name] = _with_interval(values, drawn, picks)
     return results
 
 
 def roc_auc_gap(
     labels: Labels,
-    first: Scores,
-    second: Scores,
+    first: Sequence[Scores],
+    second: Sequence[Scores],
     *,
     num_bootstraps: int = NUM_BOOTSTRAPS,
     seed: int = 0,
 ) -> Metric:
     """Return the ROC-AUC of `first` minus that of `second`, with its 95 % bootstrap interval.
 
-    Both score the same records, so every draw takes the same ones for both: what makes a record
-    hard for both cancels, and the interval is that of the difference itself.
+    Both are lists of classifiers' scores (n,) of the same records, seed by seed: every draw takes
+    the same ones for both, so that what makes a record hard for both cancels, and the interval is
+    that of the difference itself.
     """
-    reason = why_undefined(labels, first) or why_undefined(labels, second)
+    reason = next(filter(None, (why_undefined(labels, each) for each in (*first, *second))), "")
     if reason:
         return Metric(math.nan, reason=reason)
-    gaps = [
-        roc_auc(labels[draw], first[draw]) - roc_auc(labels[draw], second[draw])
-        for draw in _bootstrap(labels, num_bootstraps, seed)
-    ]
-    low, high = np.percentile(gaps, [2.5, 97.5])
-    return Metric(roc_auc(labels, first) - roc_auc(labels, second), float(low), float(high))
+    pairs = list(zip(first, second, strict=True))
+    draws = bootstrap(labels, num_bootstraps, seed)
+    values = [roc_auc(labels, one) - roc_auc(labels, two) for one, two in pairs]
+    drawn = np.stack(
+        [roc_auc(labels, one, draws) - roc_auc(labels, two, draws) for one, two in pairs]
+    )
+    return _with_interval(values, drawn, _picks(len(pairs), num_bootstraps, seed))
 
 
-def _bootstrap(labels: Labels, count: int, seed: int) -> list[NDArray[np.int64]]:
-    """Draw `count` index sets with replacement, each holding both classes."""
+def bootstrap(labels: Labels, count: int, seed: int) -> Counts:
+    """Draw records with replacement `count` times, each time keeping both classes.
+
+    Returns how often each record is in each draw, (count, n).
+    """
     generator = np.random.default_rng(seed)
-    draws: list[NDArray[np.int64]] = []
+    draws: list[Counts] = []
     while len(draws) < count:
         draw = generator.integers(0, labels.size, labels.size)
         if 0 < int(np.count_nonzero(labels[draw] == 1)) < labels.size:
-            draws.append(draw)
-    return draws
+            draws.append(np.bincount(draw, minlength=labels.size))
+    return np.stack(draws)
+
+
+def _picks(num_classifiers: int, count: int, seed: int) -> NDArray[np.int64]:
+    """Draw classifiers with replacement: (classifiers, count)."""
+    return np.random.default_rng([seed, 1]).integers(0, num_classifiers, (num_classifiers, count))
+
+
+def _with_interval(values: Sequence[float], drawn: Scores, picks: NDArray[np.int64]) -> Metric:
+    """Return the mean of the classifiers' values with the interval of their draws (S, count)."""
+    means = np.take_along_axis(drawn, picks, axis=0).mean(axis=0)
+    means = means[~np.isnan(means)]
+    low, high = np.percentile(means, [2.5, 97.5]) if means.size else (math.nan, math.nan)
+    return Metric(float(np.mean(values)), float(low), float(high))

@@ -1,4 +1,4 @@
-"""TRTR, TSTR and TRTS for one binary label, and the checks that keep their numbers honest.
+"""TRTR, TSTR, TRTS and TSTS for one binary label, and the checks that keep them honest.
 
 Folds 1-8 train, fold 9 sets the threshold, fold 10 is scored; threshold and training always come
 from the same side. Leakage is an error, not a footnote. Source: SSSD-ECG-nle (arXiv 2407.11108),
@@ -12,57 +12,37 @@ import logging
 import math
 import platform
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from sssd_hpc import __version__
-from sssd_hpc.ecg.leads import LEADS
 from sssd_hpc.ecg.prepare import prepare
 from sssd_hpc.ecg.store import Store
 from sssd_hpc.errors import UserError
 from sssd_hpc.evaluate import checks, metrics, report
-from sssd_hpc.evaluate.classify import Classifier, Recipe, fit
+from sssd_hpc.evaluate.classify import Recipe
+from sssd_hpc.evaluate.splits import FOLDS, Split, split
+from sssd_hpc.evaluate.utility import Arm, Cell, Laboratory, binary_rows
 from sssd_hpc.files import sha256_bytes, sha256_file
 
 logger = logging.getLogger(__name__)
 
-SPLITS: dict[str, tuple[int, ...]] = {
-    "training": (1, 2, 3, 4, 5, 6, 7, 8),
-    "validation": (9,),
-    "test": (10,),
-}
 PROTOCOLS = {
     "TRTR": ("real", "real"),
     "TSTR": ("synthetic", "real"),
     "TRTS": ("real", "synthetic"),
+    "TSTS": ("synthetic", "synthetic"),
 }
 """Which side trains (and sets the threshold) and which is tested."""
 
+CACHE = "cache"
+"""Folder of a report where scores are remembered."""
+
 DEFAULT_LABEL = "NORM"
-
-
-@dataclass(frozen=True)
-class Split:
-    """Records of one side that play one part: where they stand in the store, and their label."""
-
-    store: Store
-    rows: NDArray[np.int64]
-    labels: NDArray[np.int64]
-    """(n,), 1 where the label is present."""
-
-    @property
-    def num_positive(self) -> int:
-        """Records that carry the label."""
-        return int(self.labels.sum())
-
-    def signals_mv(self) -> NDArray[np.float32]:
-        """Return (n, 12, L) in mV."""
-        return self.store.signals_mv(self.rows, LEADS)
 
 
 def evaluate(
@@ -72,18 +52,22 @@ def evaluate(
     *,
     label: str | None = None,
     seed: int = 0,
+    seeds: int = 1,
     epochs: int | None = None,
     allow_leakage: bool = False,
     recipe: Recipe | None = None,
 ) -> dict[str, Any]:
-    """Score a synthetic set by TRTR, TSTR and TRTS; write the report into `out` and return it.
+    """Score a synthetic set by TRTR, TSTR, TRTS, TSTS; write the report into `out` and return it.
+
+    What classifiers scored is remembered in `out`, so that a command that was stopped goes on.
 
     Args:
         real: store of the real records.
         synthetic: store of the synthetic records, of the same label names, rate and leads.
         out: folder of report.json, report.html and figures/*.png.
         label: label to classify; default NORM, else the one nearest to balance.
-        seed: of classifiers, bootstrap and choice of pictures.
+        seed: of the first classifier, of bootstrap and choice of pictures.
+        seeds: classifiers of each side, of seeds from `seed` on; metrics are their means.
         epochs: of each classifier; default that of the recipe.
         allow_leakage: report leakage instead of refusing it.
         recipe: how classifiers are trained; default the benchmark's.
@@ -98,23 +82,33 @@ def evaluate(
         if epochs < 1:
             raise UserError(f"epochs is {epochs}; at least 1 is needed")
         recipe = replace(recipe, epochs=epochs)
+    if seeds < 1:
+        raise UserError(f"seeds is {seeds}; at least 1 is needed")
     findings = checks.check(real, synthetic, allow_leakage=allow_leakage)
     label, why = choose_label(real, synthetic, label)
     logger.info("label %s: %s", label, why)
+    laboratory = Laboratory(recipe, tuple(range(seed, seed + seeds)), out / CACHE)
     sides = {
-        name: {split: _split(store, label, folds) for split, folds in SPLITS.items()}
+        name: {part: split(store, [label], part) for part in FOLDS}
         for name, store in (("real", real), ("synthetic", synthetic))
     }
-    classifiers = {side: _classifier(side, splits, recipe, seed) for side, splits in sides.items()}
-    results = {
-        name: _protocol(sides[trained], sides[tested], trained, tested, classifiers[trained], seed)
-        for name, (trained, tested) in PROTOCOLS.items()
+    arms = {
+        name: Arm(name, parts["training"], parts["validation"]) for name, parts in sides.items()
     }
+    results = binary_rows(
+        [
+            Cell(name, arms[trained], tested, sides[tested]["test"])
+            for name, (trained, tested) in PROTOCOLS.items()
+        ],
+        laboratory,
+        seed=seed,
+    )
     result: dict[str, Any] = {
         "format": report.FORMAT,
         "label": label,
         "label_choice": why,
         "seed": seed,
+        "seeds": list(laboratory.seeds),
         "recipe": {**asdict(recipe), "num_blocks": list(recipe.num_blocks)},
         "sides": {
             side: _describe(store, sides[side])
@@ -194,7 +188,7 @@ def choose_label(real: Store, synthetic: Store, label: str | None) -> tuple[str,
         return label, "asked for"
     if DEFAULT_LABEL in names:
         return DEFAULT_LABEL, "the default"
-    share = real.labels_of(real.indices(SPLITS["training"])).mean(axis=0)
+    share = real.labels_of(real.indices(FOLDS["training"])).mean(axis=0)
     nearest = int(np.argmin(np.abs(share - 0.5)))
     return names[nearest], (
         f"nearest to balance, {share[nearest]:.0%} of the real training records, "
@@ -202,91 +196,13 @@ def choose_label(real: Store, synthetic: Store, label: str | None) -> tuple[str,
     )
 
 
-def _split(store: Store, label: str, folds: tuple[int, ...]) -> Split:
-    rows = store.indices(folds)
-    return Split(store, rows, store.labels_of(rows)[:, store.label_names.index(label)])
-
-
-def _too_few(split: Split, what: str) -> str:
-    """Say why a split cannot play its part, or return an empty text."""
-    num_negative = len(split.labels) - split.num_positive
-    if min(split.num_positive, num_negative) >= metrics.MIN_PER_CLASS:
-        return ""
-    missing = "" if len(split.labels) else "; sample with --folds 1-10"
-    return (
-        f"{what} has {split.num_positive} positive and {num_negative} negative records, "
-        f"at least {metrics.MIN_PER_CLASS} of each are needed{missing}"
-    )
-
-
-def _classifier(
-    side: str, splits: dict[str, Split], recipe: Recipe, seed: int
-) -> tuple[Classifier | None, str]:
-    """Return the classifier of a side's training folds, or None and why there is none."""
-    training = splits["training"]
-    reason = _too_few(training, f"{side} folds 1-8")
-    if reason:
-        logger.warning("no classifier: %s", reason)
-        return None, reason
-    title = f"classifier on {len(training.rows)} {side} records"
-    labels = training.labels[:, None]
-    rate_hz = training.store.rate_hz
-    return fit(training.signals_mv(), labels, rate_hz, recipe=recipe, seed=seed, title=title), ""
-
-
-def _protocol(
-    train_side: dict[str, Split],
-    test_side: dict[str, Split],
-    trained: str,
-    tested: str,
-    classifier: tuple[Classifier | None, str],
-    seed: int,
-) -> dict[str, Any]:
-    """Return one row of the report: counts, threshold, metrics, and the scores behind them."""
-    validation, test = train_side["validation"], test_side["test"]
-    network, reason = classifier
-    reason = reason or _too_few(test, f"{tested} fold 10")
-    threshold, threshold_reason = math.nan, reason
-    scores: NDArray[np.float64] = np.zeros(0)
-    if network is not None and not reason:
-        scores = network.predict(test.signals_mv())[:, 0]
-        threshold_reason = _too_few(validation, f"{trained} fold 9")
-        if not threshold_reason:
-            on_validation = network.predict(validation.signals_mv())[:, 0]
-            threshold, threshold_reason = metrics.choose_threshold(validation.labels, on_validation)
-    if reason:
-        values = {name: metrics.Metric(math.nan, reason=reason) for name in metrics.METRICS}
-    else:
-        values = metrics.score(
-            test.labels, scores, threshold, threshold_reason=threshold_reason, seed=seed
-        )
-    return {
-        "trained_on": trained,
-        "tested_on": tested,
-        "num_training": len(train_side["training"].rows),
-        "num_validation": len(validation.rows),
-        "num_test": len(test.rows),
-        "num_test_positive": test.num_positive,
-        "threshold": None if math.isnan(threshold) else threshold,
-        "reason": reason or threshold_reason or None,
-        "metrics": {name: value.to_json() for name, value in values.items()},
-        "test": {
-            "ecg_id": test.store.ecg_id[test.rows].tolist() if len(scores) else [],
-            "label": test.labels.tolist() if len(scores) else [],
-            "score": scores.tolist(),
-        },
-    }
-
-
 def _gap(trtr: dict[str, Any], tstr: dict[str, Any], seed: int) -> metrics.Metric:
     """Return what training on synthetic records costs in ROC-AUC on the real test records."""
     for row in (trtr, tstr):
         if reason := row["metrics"]["roc_auc"]["reason"]:
             return metrics.Metric(math.nan, reason=reason)
-    labels, first, second = (
-        np.array(values)
-        for values in (trtr["test"]["label"], trtr["test"]["score"], tstr["test"]["score"])
-    )
+    labels = np.array(trtr["test"]["label"])
+    first, second = (list(map(np.array, row["test"]["scores"])) for row in (trtr, tstr))
     return metrics.roc_auc_gap(labels, first, second, seed=seed)
 
 
@@ -299,7 +215,7 @@ def _describe(store: Store, splits: dict[str, Split]) -> dict[str, Any]:
         "rate_hz": store.rate_hz,
         "length": store.length,
         "splits": {
-            name: {"records": len(split.rows), "positive": split.num_positive}
-            for name, split in splits.items()
+            name: {"records": len(part), "positive": int(part.labels.sum())}
+            for name, part in splits.items()
         },
     }

@@ -16,7 +16,7 @@ from sssd_hpc.evaluate import figures
 from sssd_hpc.evaluate.metrics import NUM_BOOTSTRAPS
 from sssd_hpc.files import atomic_write_bytes, atomic_write_text, write_json
 
-FORMAT = 1
+FORMAT = 2
 
 COLUMNS = {
     "roc_auc": "ROC-AUC",
@@ -37,6 +37,7 @@ MEANING = {
         "Train on real, test on synthetic: do synthetic records look like their label? "
         "Above TRTR means over-typical records, not better ones."
     ),
+    "TSTS": "Train and test on synthetic: do synthetic records agree with each other?",
 }
 
 CAPTIONS = {

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -75,6 +76,13 @@ def _records(num_records: int = 400, seed: int = 1) -> tuple[np.ndarray, np.ndar
     return labels, generator.normal(labels * 2.0, 1.0)
 
 
+def _score(
+    labels: np.ndarray, scores: np.ndarray, threshold: float, **options: Any
+) -> dict[str, metrics.Metric]:
+    """Score one classifier."""
+    return metrics.score(labels, [scores], [threshold], **options)
+
+
 def test_flipped_scores_mirror_roc_auc() -> None:
     labels, scores = _records()
     assert metrics.roc_auc(labels, -scores) == pytest.approx(1 - metrics.roc_auc(labels, scores))
@@ -111,7 +119,7 @@ def test_what_cannot_be_computed_is_nan_with_a_reason(
     labels: list[int], scores: list[float], reason: str
 ) -> None:
     arrays = np.array(labels, dtype=int), np.array(scores, dtype=float)
-    found = metrics.score(*arrays, 0.3)
+    found = _score(*arrays, 0.3)
     assert set(found) == set(metrics.METRICS)
     for metric in found.values():
         assert math.isnan(metric.value)
@@ -123,7 +131,7 @@ def test_what_cannot_be_computed_is_nan_with_a_reason(
 
 
 def test_without_a_threshold_roc_auc_alone_is_known() -> None:
-    found = metrics.score(*_records(), math.nan, threshold_reason="no fold 9")
+    found = _score(*_records(), math.nan, threshold_reason="no fold 9")
     assert found["roc_auc"].value > 0.85
     assert found["g_mean"].reason == "no threshold: no fold 9"
     assert math.isnan(found["g_mean"].value)
@@ -131,7 +139,7 @@ def test_without_a_threshold_roc_auc_alone_is_known() -> None:
 
 def test_a_threshold_above_all_scores_leaves_only_precision_undefined() -> None:
     labels, scores = _records()
-    found = metrics.score(labels, scores, 99.0, num_bootstraps=20)
+    found = _score(labels, scores, 99.0, num_bootstraps=20)
     assert found["precision"].reason == "nothing was called positive"
     assert found["sensitivity"].value == found["f1"].value == found["g_mean"].value == 0
     assert found["specificity"].value == 1
@@ -139,7 +147,7 @@ def test_a_threshold_above_all_scores_leaves_only_precision_undefined() -> None:
 
 def test_the_interval_matches_the_binomial_error_of_a_share() -> None:
     labels, scores = _records(1000)
-    metric = metrics.score(labels, scores, 1.0)["sensitivity"]
+    metric = _score(labels, scores, 1.0)["sensitivity"]
     error = 1.96 * math.sqrt(metric.value * (1 - metric.value) / labels.sum())
     assert metric.high - metric.low == pytest.approx(2 * error, rel=0.15)
     assert metric.low < metric.value < metric.high
@@ -148,23 +156,47 @@ def test_the_interval_matches_the_binomial_error_of_a_share() -> None:
 def test_every_bootstrap_draw_keeps_both_classes() -> None:
     labels = np.array([1, 1] + [0] * 60)
     scores = np.arange(62.0)[::-1]
-    metric = metrics.score(labels, scores, 60.0)["roc_auc"]
+    metric = _score(labels, scores, 60.0)["roc_auc"]
     assert metric.value == metric.low == metric.high == 1
 
 
 def test_a_gap_of_paired_scores_is_known_better_than_each_of_them() -> None:
     labels, scores = _records(200)
     worse = scores + np.random.default_rng(5).normal(0, 0.5, 200)
-    gap = metrics.roc_auc_gap(labels, scores, worse)
-    alone = [metrics.score(labels, each, 1.0)["roc_auc"] for each in (scores, worse)]
+    gap = metrics.roc_auc_gap(labels, [scores], [worse])
+    alone = [_score(labels, each, 1.0)["roc_auc"] for each in (scores, worse)]
     assert gap.value == pytest.approx(alone[0].value - alone[1].value)
     assert 0 < gap.low < gap.value < gap.high
     assert gap.high - gap.low < 0.8 * min(each.high - each.low for each in alone)
-    assert metrics.roc_auc_gap(labels, scores, scores) == metrics.Metric(0.0, 0.0, 0.0)
-    assert "same score" in metrics.roc_auc_gap(labels, scores, np.zeros(200)).reason
+    assert metrics.roc_auc_gap(labels, [scores], [scores]) == metrics.Metric(0.0, 0.0, 0.0)
+    assert "same score" in metrics.roc_auc_gap(labels, [scores], [np.zeros(200)]).reason
 
 
 def test_the_same_seed_gives_the_same_interval() -> None:
-    one, again, other = (metrics.score(*_records(), 1.0, seed=seed) for seed in (3, 3, 4))
+    one, again, other = (_score(*_records(), 1.0, seed=seed) for seed in (3, 3, 4))
     assert one == again
     assert one["roc_auc"].low != other["roc_auc"].low
+
+
+def test_counts_stand_for_records_drawn_several_times() -> None:
+    labels, scores = _records(60)
+    scores = scores.round(1)
+    draws = metrics.bootstrap(labels, 5, seed=0)
+    assert draws.shape == (5, 60)
+    assert (draws.sum(axis=1) == 60).all()
+    for name, metric in metrics.METRICS.items():
+        expected = [metric(np.repeat(labels, draw), np.repeat(scores, draw), 1.0) for draw in draws]
+        assert metric(labels, scores, 1.0, draws) == pytest.approx(expected), name
+
+
+def test_several_classifiers_give_their_mean_and_a_wider_interval() -> None:
+    labels, good = _records(200)
+    bad = np.random.default_rng(2).permutation(good)
+    alone = [_score(labels, each, 1.0)["roc_auc"] for each in (good, bad)]
+    both = metrics.score(labels, [good, bad], [1.0, 1.0])["roc_auc"]
+    assert both.value == pytest.approx((alone[0].value + alone[1].value) / 2)
+    assert both.low < alone[0].low
+    assert both.low < both.value < both.high
+    assert both.high - both.low > max(each.high - each.low for each in alone)
+    gap = metrics.roc_auc_gap(labels, [good, bad], [bad, bad])
+    assert gap.value == pytest.approx(both.value - alone[1].value)

@@ -41,7 +41,7 @@ def test_a_planted_sign_is_found_on_both_sides(
     assert report["label"] == "NORM"
     assert all(value > 0.95 for value in _auc(report).values())
     for row in report["protocols"].values():
-        assert 0 < row["threshold"] < 1
+        assert 0 < row["thresholds"][0] < 1
         assert row["metrics"]["g_mean"]["value"] > 0.8
     assert report["protocols"]["TSTR"]["num_test"] == 20
 
@@ -66,10 +66,10 @@ def test_scores_of_the_report_reproduce_its_numbers(
     monkeypatch.setattr(Classifier, "predict", lambda self, x: 1e-7 * predict(self, x))
     report = evaluate(real, synthetic, tmp_path / "out", recipe=tiny, epochs=1)
     for row in report["protocols"].values():
-        labels, scores = np.array(row["test"]["label"]), np.array(row["test"]["score"])
+        labels, scores = np.array(row["test"]["label"]), np.array(row["test"]["scores"][0])
         values = {name: metric["value"] for name, metric in row["metrics"].items()}
         for name, metric in metrics.METRICS.items():
-            assert values[name] == metric(labels, scores, row["threshold"]), name
+            assert values[name] == metric(labels, scores, row["thresholds"][0]), name
     auc, gap = _auc(report), report["trtr_minus_tstr"]["roc_auc"]
     assert gap["value"] == pytest.approx(auc["TRTR"] - auc["TSTR"])
 
@@ -144,8 +144,8 @@ def test_test_records_change_neither_threshold_nor_classifier(
         evaluate(store, synthetic, tmp_path / "out", recipe=tiny, epochs=2)["protocols"]
         for store in (real, other)
     ]
-    assert rows[0]["TRTR"]["test"]["score"] != rows[1]["TRTR"]["test"]["score"]
-    assert rows[0]["TRTR"]["threshold"] == rows[1]["TRTR"]["threshold"]
+    assert rows[0]["TRTR"]["test"]["scores"] != rows[1]["TRTR"]["test"]["scores"]
+    assert rows[0]["TRTR"]["thresholds"] == rows[1]["TRTR"]["thresholds"]
     assert rows[0]["TRTS"] == rows[1]["TRTS"]
 
 
@@ -155,7 +155,7 @@ def test_threshold_and_training_come_from_the_same_side(
     real, synthetic = make_store("real", num_records=80), make_store("synthetic", num_records=80)
     synthetic = dataclasses.replace(synthetic, signals=synthetic.signals // 2)
     rows = evaluate(real, synthetic, tmp_path / "out", recipe=tiny, epochs=2)["protocols"]
-    assert rows["TRTR"]["threshold"] == rows["TRTS"]["threshold"] != rows["TSTR"]["threshold"]
+    assert rows["TRTR"]["thresholds"] == rows["TRTS"]["thresholds"] != rows["TSTR"]["thresholds"]
 
 
 def test_a_synthetic_set_of_folds_1_to_8_gives_roc_auc_of_tstr_alone(
@@ -165,7 +165,7 @@ def test_a_synthetic_set_of_folds_1_to_8_gives_roc_auc_of_tstr_alone(
     synthetic = make_store("synthetic", num_records=80, seed=1, folds=tuple(range(1, 9)))
     rows = evaluate(real, synthetic, tmp_path / "out", recipe=tiny, epochs=2)["protocols"]
     assert rows["TSTR"]["metrics"]["roc_auc"]["value"] is not None
-    assert rows["TSTR"]["threshold"] is None
+    assert rows["TSTR"]["thresholds"] == [None]
     assert rows["TSTR"]["metrics"]["g_mean"]["value"] is None
     assert "synthetic fold 9" in rows["TSTR"]["metrics"]["g_mean"]["reason"]
     assert "synthetic fold 10" in rows["TRTS"]["reason"]

@@ -30,13 +30,13 @@ def _row(trained: str, tested: str, value: float | None, reason: str | None) -> 
         "num_validation": 81,
         "num_test": 66,
         "num_test_positive": 36,
-        "threshold": None if value is None else 0.4,
+        "thresholds": [] if value is None else [0.4],
         "reason": reason,
         "metrics": {name: _metric(value, reason) for name in report.COLUMNS},
         "test": {
             "ecg_id": [1, 2, 3, 4] if value else [],
             "label": [0, 1, 0, 1] if value else [],
-            "score": [0.1, 0.6, 0.7, 0.9] if value else [],
+            "scores": [[0.1, 0.6, 0.7, 0.9]] if value else [],
         },
     }
 
@@ -56,10 +56,11 @@ def sample() -> dict[str, Any]:
         },
     }
     return {
-        "format": 1,
+        "format": 2,
         "label": "NORM",
         "label_choice": "the default",
         "seed": 0,
+        "seeds": [0],
         "recipe": {
             "epochs": 15,
             "batch_size": 32,
@@ -183,7 +184,8 @@ def test_the_report_lies_in_its_folder_and_names_no_path_of_the_machine(
     real, synthetic = make_store("real", num_records=60), make_store("s", num_records=60, seed=1)
     out = tmp_path / "out"
     report = evaluate(real, synthetic, out, recipe=tiny, epochs=1)
-    assert sorted(path.name for path in out.iterdir()) == ["figures", "report.html", "report.json"]
+    names = sorted(path.name for path in out.iterdir())
+    assert names == ["cache", "figures", "report.html", "report.json"]
     names = sorted(path.name for path in (out / "figures").iterdir())
     assert names == ["amplitudes.png", "records.png", "roc.png", "scores.png", "spectra.png"]
     assert json.loads((out / "report.json").read_text()) == report
