@@ -17,7 +17,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -122,8 +122,9 @@ def train(
         data: Store made by prepare.
         run: Folder of the run: configuration, metrics, checkpoints, exported weights.
         preset: tiny, sssd_ecg, sssd_ecg_nle, or a YAML file; flags override it.
-        distill_from: Folder of a trained run, instead of a preset: its settings, and its weights to
-            start from; the new network learns to do in one step what they do in two.
+        distill_from: Folder of a trained run, instead of a preset: its settings with a tenth of the
+            learning rate, and its weights to start from; the new network learns to do in one step
+            what they do in two.
         steps: With --distill-from: DDIM steps that the new network samples in. Of a distilled run
             half of its own, 16 to 8 to 4; else at most half of the schedule's.
         dry_run: Print the resolved configuration, parameter count and memory estimate, then stop.
@@ -279,23 +280,29 @@ def export(
 def evaluate(
     *,
     real: Path,
-    synthetic: Path,
+    synthetic: tuple[str, ...],
     out: Path,
+    protocol: Literal["utility", "conditioning", "multilabel", "augmentation"] = "utility",
     label: str | None = None,
     epochs: int | None = None,
     seed: int = 0,
     seeds: int = 1,
     allow_leakage: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
 ) -> None:
-    """Score a synthetic data set: TRTR, TSTR, TRTS and TSTS of an xresnet1d50 for one binary label.
+    """Score a synthetic data set by what classifiers learn of it; make the tables of the paper.
 
     Example: sssd-hpc evaluate --real store --synthetic synthetic --out report --label NORM
 
     Args:
         real: Store of the real records.
-        synthetic: Synthetic WFDB root, or a store of it.
+        synthetic: Synthetic WFDB root, or a store of it; for conditioning several, each as
+            NAME=PATH, for example sssd_ecg=a nle=b frozen=c.
         out: Folder of the report: report.json, report.html, figures; cache may be removed.
-        label: Label to classify; default: NORM where the store has it.
+        protocol: utility: TRTR, TSTR, TRTS and TSTS of one label. conditioning (Table I): TSTR and
+            TRTS of several sets, label by label. multilabel (Table II): all labels at once.
+            augmentation (Table III): real positives doubled, or synthetic ones added.
+        label: Label to classify, several with commas for conditioning and augmentation; default:
+            NORM where the store has it, the paper's labels, or all labels for multilabel.
         epochs: Epochs of each classifier; default: 15.
         seed: Seed of the first classifier and of the bootstrap.
         seeds: Classifiers of each side; metrics are means over them, intervals cover them.
@@ -304,22 +311,32 @@ def evaluate(
     from sssd_hpc.ecg.store import Store
     from sssd_hpc.evaluate import protocols, report
 
+    options: dict[str, Any] = {
+        "seed": seed,
+        "seeds": seeds,
+        "epochs": epochs,
+        "allow_leakage": allow_leakage,
+    }
+    named = protocols.named_sets(synthetic)
+    if protocol == "utility" and len(named) != 1:
+        raise UserError(f"--synthetic names {len(named)} sets; utility takes one")
     real_store = Store.open(real, verify=True)
-    synthetic_store = protocols.open_store_or_root(
-        synthetic, out / protocols.CACHE, real_store, allow_leakage=allow_leakage
-    )
-    result = protocols.evaluate(
-        real_store,
-        synthetic_store,
-        out,
-        label=label,
-        seed=seed,
-        seeds=seeds,
-        epochs=epochs,
-        allow_leakage=allow_leakage,
-    )
+    sets = {
+        name: protocols.open_store_or_root(
+            path, out / protocols.CACHE, real_store, allow_leakage=allow_leakage
+        )
+        for name, path in named.items()
+    }
+    if protocol == "utility":
+        (only,) = sets.values()
+        result = protocols.evaluate(real_store, only, out, label=label, **options)
+    else:
+        labels = label.split(",") if label else ()
+        result = protocols.tabulate(protocol, real_store, sets, out, labels=labels, **options)
     print(report.table(result))
-    print(f"report: {out / 'report.html'}\npicture: {out / 'figures' / 'records.png'}")
+    print(f"report: {out / 'report.html'}")
+    if protocol == "utility":
+        print(f"picture: {out / 'figures' / 'records.png'}")
 
 
 def plot(record: tyro.conf.Positional[Path], /, *, out: Path) -> None:
@@ -462,9 +479,11 @@ def _with_preset(flags: list[str]) -> list[str]:
         name, _, value = flag.partition("=")
         if name in ("--preset", "--distill-from"):
             value = value or "".join(flags[index + 1 : index + 2])
-            path = Path(value) / "config.yaml"
-            path = config.preset_path(value) if name == "--preset" else path
-            return [*config.flags(config.read_yaml(path)), *flags]
+            if name == "--preset":
+                tree = config.read_yaml(config.preset_path(value))
+            else:
+                tree = config.for_student(config.read_yaml(Path(value) / "config.yaml"))
+            return [*config.flags(tree), *flags]
     return flags
 
 

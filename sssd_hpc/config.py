@@ -292,6 +292,20 @@ def read_yaml(path: Path) -> Mapping[str, Any]:
     return value
 
 
+def for_student(tree: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a teacher's settings as its student takes them: with a tenth of the learning rate.
+
+    The student starts where its teacher ended; a rate that trains from nothing throws it far off
+    (docs/log.md). A student's own student keeps the rate, which is one tenth already.
+    """
+    train, diffusion = tree.get("train"), tree.get("diffusion")
+    taught = isinstance(diffusion, Mapping) and diffusion.get("distilled_steps")
+    rate = train.get("learning_rate") if isinstance(train, Mapping) else None
+    if taught or not isinstance(train, Mapping) or not isinstance(rate, float):
+        return tree
+    return {**tree, "train": {**train, "learning_rate": rate / 10}}
+
+
 class _StrictLoader(yaml.SafeLoader):
     """The safe loader, refusing a key that stands twice."""
 

@@ -205,7 +205,7 @@ def score(
     if reason:
         return {name: Metric(math.nan, reason=reason) for name in METRICS}
     draws = bootstrap(labels, num_bootstraps, seed)
-    picks = _picks(len(scores), num_bootstraps, seed)
+    chosen = picks(len(scores), num_bootstraps, seed)
     results = {}
     for name, metric in METRICS.items():
         if name != "roc_auc" and any(map(math.isnan, thresholds)):
@@ -217,7 +217,7 @@ def score(
             results[name] = Metric(math.nan, reason="nothing was called positive")
             continue
         drawn = np.stack([metric(labels, each, threshold, draws) for each, threshold in pairs])
-        results[name] = _with_interval(values, drawn, picks)
+        results[name] = with_interval(values, drawn, chosen)
     return results
 
 
@@ -244,7 +244,7 @@ def roc_auc_gap(
     drawn = np.stack(
         [roc_auc(labels, one, draws) - roc_auc(labels, two, draws) for one, two in pairs]
     )
-    return _with_interval(values, drawn, _picks(len(pairs), num_bootstraps, seed))
+    return with_interval(values, drawn, picks(len(pairs), num_bootstraps, seed))
 
 
 def bootstrap(labels: Labels, count: int, seed: int) -> Counts:
@@ -261,14 +261,25 @@ def bootstrap(labels: Labels, count: int, seed: int) -> Counts:
     return np.stack(draws)
 
 
-def _picks(num_classifiers: int, count: int, seed: int) -> NDArray[np.int64]:
+def draw_any(num_records: int, count: int, seed: int) -> Counts:
+    """Draw records with replacement `count` times, (count, n), whatever their labels."""
+    generator = np.random.default_rng(seed)
+    return generator.multinomial(num_records, np.full(num_records, 1 / num_records), count)
+
+
+def picks(num_classifiers: int, count: int, seed: int) -> NDArray[np.int64]:
     """Draw classifiers with replacement: (classifiers, count)."""
     return np.random.default_rng([seed, 1]).integers(0, num_classifiers, (num_classifiers, count))
 
 
-def _with_interval(values: Sequence[float], drawn: Scores, picks: NDArray[np.int64]) -> Metric:
-    """Return the mean of the classifiers' values with the interval of their draws (S, count)."""
-    means = np.take_along_axis(drawn, picks, axis=0).mean(axis=0)
+def with_interval(
+    values: Sequence[float] | Scores, drawn: Scores, chosen: NDArray[np.int64]
+) -> Metric:
+    """Return the mean of classifiers' values with the interval of their draws.
+
+    `drawn` (S, count) are values by classifier and draw, `chosen` those of `picks`.
+    """
+    means = np.take_along_axis(drawn, chosen, axis=0).mean(axis=0)
     means = means[~np.isnan(means)]
     low, high = np.percentile(means, [2.5, 97.5]) if means.size else (math.nan, math.nan)
     return Metric(float(np.mean(values)), float(low), float(high))

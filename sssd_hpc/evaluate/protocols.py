@@ -11,7 +11,9 @@ import difflib
 import logging
 import math
 import platform
+import re
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -23,9 +25,9 @@ from sssd_hpc import __version__
 from sssd_hpc.ecg.prepare import prepare
 from sssd_hpc.ecg.store import Store
 from sssd_hpc.errors import UserError
-from sssd_hpc.evaluate import checks, metrics, report
+from sssd_hpc.evaluate import checks, metrics, paper, report, tables
 from sssd_hpc.evaluate.classify import Recipe
-from sssd_hpc.evaluate.splits import FOLDS, Split, split
+from sssd_hpc.evaluate.splits import FOLDS, split
 from sssd_hpc.evaluate.utility import Arm, Cell, Laboratory, binary_rows
 from sssd_hpc.files import sha256_bytes, sha256_file
 
@@ -41,6 +43,9 @@ PROTOCOLS = {
 
 CACHE = "cache"
 """Folder of a report where scores are remembered."""
+
+TABLES = ("conditioning", "multilabel", "augmentation")
+"""The paper's Tables I, II and III."""
 
 DEFAULT_LABEL = "NORM"
 
@@ -77,17 +82,10 @@ def evaluate(
             folds, or the same waveform stands on both sides of a split (unless allowed).
     """
     began = time.monotonic()
-    recipe = recipe or Recipe()
-    if epochs is not None:
-        if epochs < 1:
-            raise UserError(f"epochs is {epochs}; at least 1 is needed")
-        recipe = replace(recipe, epochs=epochs)
-    if seeds < 1:
-        raise UserError(f"seeds is {seeds}; at least 1 is needed")
+    laboratory = _laboratory(out, recipe, epochs, seed, seeds)
     findings = checks.check(real, synthetic, allow_leakage=allow_leakage)
-    label, why = choose_label(real, synthetic, label)
+    label, why = choose_label(real, label)
     logger.info("label %s: %s", label, why)
-    laboratory = Laboratory(recipe, tuple(range(seed, seed + seeds)), out / CACHE)
     sides = {
         name: {part: split(store, [label], part) for part in FOLDS}
         for name, store in (("real", real), ("synthetic", synthetic))
@@ -105,18 +103,119 @@ def evaluate(
     )
     result: dict[str, Any] = {
         "format": report.FORMAT,
+        "protocol": "utility",
         "label": label,
         "label_choice": why,
-        "seed": seed,
-        "seeds": list(laboratory.seeds),
-        "recipe": {**asdict(recipe), "num_blocks": list(recipe.num_blocks)},
         "sides": {
-            side: _describe(store, sides[side])
+            side: {
+                **_describe(store),
+                "splits": {
+                    name: {"records": len(part), "positive": int(part.labels.sum())}
+                    for name, part in sides[side].items()
+                },
+            }
             for side, store in (("real", real), ("synthetic", synthetic))
         },
         "checks": [asdict(finding) for finding in findings],
         "protocols": results,
         "trtr_minus_tstr": {"roc_auc": _gap(results["TRTR"], results["TSTR"], seed).to_json()},
+        **_making(laboratory, began),
+    }
+    report.write(result, real, synthetic, out)
+    return result
+
+
+def tabulate(
+    protocol: str,
+    real: Store,
+    sets: Mapping[str, Store],
+    out: Path,
+    *,
+    labels: Sequence[str] = (),
+    seed: int = 0,
+    seeds: int = 1,
+    epochs: int | None = None,
+    allow_leakage: bool = False,
+    recipe: Recipe | None = None,
+) -> dict[str, Any]:
+    """Make one of the paper's tables; write report.json and report.html into `out`; return it.
+
+    Args:
+        protocol: one of TABLES.
+        real: store of the real records.
+        sets: stores of synthetic records by name; `conditioning` takes several, others one.
+        out: folder of the report and of what was scored so far.
+        labels: labels to classify; default: those of the paper, or all for `multilabel`.
+        seed: see `evaluate`; so are the rest.
+
+    Raises:
+        UserError: see `evaluate`; a label that the stores lack; several sets for a table of one.
+    """
+    began = time.monotonic()
+    laboratory = _laboratory(out, recipe, epochs, seed, seeds)
+    findings = [
+        finding
+        for store in sets.values()
+        for finding in checks.check(real, store, allow_leakage=allow_leakage)
+    ]
+    labels = tuple(choose_label(real, label)[0] for label in labels) or _default_labels(
+        protocol, real
+    )
+    if protocol == "conditioning":
+        table = tables.conditioning(real, sets, labels, laboratory, seed=seed)
+    else:
+        if len(sets) != 1:
+            raise UserError(f"--synthetic names {len(sets)} sets; {protocol} takes one")
+        make = tables.multilabel if protocol == "multilabel" else tables.augmentation
+        table = make(real, next(iter(sets.values())), labels, laboratory, seed=seed)
+    result = {
+        "format": report.FORMAT,
+        "protocol": protocol,
+        "labels": list(labels),
+        "table": table,
+        "sides": {name: _describe(store) for name, store in {"real": real, **sets}.items()},
+        "checks": [asdict(finding) for finding in dict.fromkeys(findings)],
+        **_making(laboratory, began),
+    }
+    report.write_table(result, out)
+    return result
+
+
+def _default_labels(protocol: str, real: Store) -> tuple[str, ...]:
+    """Return the paper's labels that a store has, or all of them for `multilabel`."""
+    if protocol == "multilabel":
+        return real.label_names
+    theirs = next(iter((paper.TABLE_I if protocol == "conditioning" else paper.TABLE_III).values()))
+    labels = tuple(label for label in theirs if label in real.label_names)
+    if not labels:
+        raise UserError(
+            f"{real.path.name} has none of the paper's labels {', '.join(theirs)}; name labels of "
+            "it with --label"
+        )
+    return labels
+
+
+def _laboratory(
+    out: Path, recipe: Recipe | None, epochs: int | None, seed: int, seeds: int
+) -> Laboratory:
+    """Return what trains classifiers and remembers their scores in `out`."""
+    recipe = recipe or Recipe()
+    if epochs is not None:
+        if epochs < 1:
+            raise UserError(f"epochs is {epochs}; at least 1 is needed")
+        recipe = replace(recipe, epochs=epochs)
+    if seeds < 1:
+        raise UserError(f"seeds is {seeds}; at least 1 is needed")
+    return Laboratory(recipe, tuple(range(seed, seed + seeds)), out / CACHE)
+
+
+def _making(laboratory: Laboratory, began: float) -> dict[str, Any]:
+    """Return how a result was made."""
+    recipe = laboratory.recipe
+    return {
+        "seed": laboratory.seeds[0],
+        "seeds": list(laboratory.seeds),
+        "recipe": {**asdict(recipe), "num_blocks": list(recipe.num_blocks)},
         "versions": {
             "sssd_hpc": __version__,
             "python": platform.python_version(),
@@ -125,8 +224,26 @@ def evaluate(
         },
         "seconds": round(time.monotonic() - began, 1),
     }
-    report.write(result, real, synthetic, out)
-    return result
+
+
+def named_sets(given: Sequence[str]) -> dict[str, Path]:
+    """Return paths by name, from NAME=PATH; a path alone is named "synthetic".
+
+    Raises:
+        UserError: a name twice, or one that is taken or is no name.
+    """
+    named: dict[str, Path] = {}
+    for text in given:
+        name, equals, path = text.partition("=")
+        if not equals or Path(text).exists():
+            name, path = "synthetic", text
+        if not re.fullmatch(r"[A-Za-z0-9_.-]{1,40}", name) or name == "real" or name in named:
+            raise UserError(
+                f"--synthetic {text!r}: names are letters, digits, '_', '.' and '-', each once and "
+                "not 'real'; several sets are given as NAME=PATH"
+            )
+        named[name] = Path(path)
+    return named
 
 
 def open_store_or_root(
@@ -172,7 +289,7 @@ def _fingerprint(root: Path) -> str:
     return sha256_bytes("\n".join(parts).encode())
 
 
-def choose_label(real: Store, synthetic: Store, label: str | None) -> tuple[str, str]:
+def choose_label(real: Store, label: str | None) -> tuple[str, str]:
     """Return the label to classify and why it is this one.
 
     Raises:
@@ -206,7 +323,7 @@ def _gap(trtr: dict[str, Any], tstr: dict[str, Any], seed: int) -> metrics.Metri
     return metrics.roc_auc_gap(labels, first, second, seed=seed)
 
 
-def _describe(store: Store, splits: dict[str, Split]) -> dict[str, Any]:
+def _describe(store: Store) -> dict[str, Any]:
     """Return what a reader needs to know of a side: no path of the machine beyond the name."""
     return {
         "name": store.path.name,
@@ -214,8 +331,4 @@ def _describe(store: Store, splits: dict[str, Split]) -> dict[str, Any]:
         "num_records": store.num_records,
         "rate_hz": store.rate_hz,
         "length": store.length,
-        "splits": {
-            name: {"records": len(part), "positive": int(part.labels.sum())}
-            for name, part in splits.items()
-        },
     }

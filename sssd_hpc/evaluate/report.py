@@ -75,8 +75,16 @@ def write(report: dict[str, Any], real: Store, synthetic: Store, out: Path) -> N
     atomic_write_text(out / "report.html", html(report, pictures))
 
 
+def write_table(report: dict[str, Any], out: Path) -> None:
+    """Write report.json and report.html of one of the paper's tables into `out`."""
+    write_json(out / "report.json", report)
+    atomic_write_text(out / "report.html", table_html(report))
+
+
 def table(report: dict[str, Any]) -> str:
     """Return the result as a text table for a terminal of 80 columns."""
+    if report["protocol"] != "utility":
+        return _paper_table(report)
     rows = [["", "n (pos.)", *(COLUMNS[name] for name in TABLE_COLUMNS), "Sens", "Spec"]]
     notes = []
     for protocol, row in report["protocols"].items():
@@ -86,13 +94,49 @@ def table(report: dict[str, Any]) -> str:
         rows.append([protocol, f"{row['num_test']} ({row['num_test_positive']})", *cells])
         if row["reason"]:
             notes.append(f"{protocol}: {row['reason']}")
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) for row in rows]
-    lines.insert(1, "  ".join("-" * width for width in widths))
     heading = (
         f"Label {report['label']}, n test records: value (95 % interval), threshold from fold 9"
     )
-    return "\n".join([heading, *(line.rstrip() for line in lines), *notes])
+    return "\n".join([heading, *_aligned(rows), *notes])
+
+
+def _paper_table(report: dict[str, Any]) -> str:
+    """Return one of the paper's tables as text, the paper's own figures in square brackets."""
+    found = report["table"]
+    rows = [["label", "row", "n", *(COLUMNS[name] for name in found["columns"])]]
+    notes = []
+    for label, of_label in found["rows"].items():
+        for name, row in of_label.items():
+            theirs = found["paper"].get(label, {}).get(name, {})
+            cells = []
+            for column in found["columns"]:
+                cell = _cell(row["metrics"][column], interval=True)
+                cells.append(f"{cell} [{theirs[column]:.2f}]" if column in theirs else cell)
+            rows.append([label, name, str(row["num_test"]), *cells])
+            reason = row["metrics"]["f1"]["reason"]
+            notes.extend([f"{label}, {name}: {reason}"] if reason else [])
+            if row.get("excluded"):
+                notes.append(f"{name}: {len(row['labels'])} labels, {_left_out(row)}")
+    heading = (
+        f"{found['title']}: mean of {len(report['seeds'])} seed(s) (95 % interval) "
+        f"[paper, {found['source']}]"
+    )
+    return "\n".join([heading, *_aligned(rows), *notes])
+
+
+def _left_out(row: dict[str, Any]) -> str:
+    """Say which labels a multilabel row leaves out."""
+    names = list(row["excluded"])
+    more = f" and {len(names) - 8} more" if len(names) > 8 else ""
+    return f"{len(names)} with too few records left out: {', '.join(names[:8])}{more}"
+
+
+def _aligned(rows: list[list[str]]) -> list[str]:
+    """Return the lines of a table, a rule under its first row."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) for row in rows]
+    lines.insert(1, "  ".join("-" * width for width in widths))
+    return [line.rstrip() for line in lines]
 
 
 def summary(report: dict[str, Any]) -> list[str]:
@@ -158,6 +202,56 @@ def html(report: dict[str, Any], pictures: dict[str, bytes]) -> str:
     )
 
 
+def table_html(report: dict[str, Any]) -> str:
+    """Return the page of one of the paper's tables."""
+    found = report["table"]
+    header = "".join(f"<th>{escape(COLUMNS[name])}</th><th>paper</th>" for name in found["columns"])
+    body = []
+    for label, of_label in found["rows"].items():
+        for name, row in of_label.items():
+            theirs = found["paper"].get(label, {}).get(name, {})
+            cells = "".join(
+                _value_cell(row["metrics"][column])
+                + (f"<td class=none>{theirs[column]:.3f}</td>" if column in theirs else "<td></td>")
+                for column in found["columns"]
+            )
+            note = f"<br><i>{escape(_left_out(row))}</i>" if row.get("excluded") else ""
+            body.append(
+                f"<tr><th>{escape(label)}</th><td class=meaning>{escape(name)}{note}</td>"
+                f"<td>{row['num_training']}</td><td>{row['num_test']}</td>{cells}</tr>"
+            )
+    sides = ", ".join(
+        f"{escape(name)}: {side['num_records']} records of {escape(side['name'])}"
+        for name, side in report["sides"].items()
+    )
+    sections = [
+        f"<h1>{escape(found['title'])}</h1><p class=lead>{sides}.</p>",
+        _leakage(report),
+        f"<div class=wide><table><thead><tr><th>Label</th><th>Row</th><th>Trained on n</th>"
+        f"<th>Tested on n</th>{header}</tr></thead><tbody>{''.join(body)}</tbody></table></div>",
+        f"<p class=note>Means over {len(report['seeds'])} seed(s) of the classifiers; small print: "
+        f"95 % interval over {NUM_BOOTSTRAPS} bootstrap draws of test records and seeds. "
+        "Thresholds are set on fold 9 of the side that trained. The paper's figures are those of "
+        f"SSSD-ECG-nle, arXiv 2407.11108, {escape(found['source'])}: other records, classifiers "
+        "and seeds.</p>",
+        "<h2>Checks</h2>",
+        _check_list(report),
+        "<h2>How it was made</h2>",
+        _making(report),
+    ]
+    return _PAGE.format(title=escape(found["title"]), body="\n".join(filter(None, sections)))
+
+
+def _value_cell(metric: dict[str, Any]) -> str:
+    """Return a cell of the page: a value over its interval, or why there is none."""
+    if metric["value"] is None:
+        return f'<td class=none title="{escape(metric["reason"])}">n/a</td>'
+    return (
+        f"<td><b>{metric['value']:.3f}</b>"
+        f"<small>{metric['low']:.2f} to {metric['high']:.2f}</small></td>"
+    )
+
+
 def _pictures(
     report: dict[str, Any], real: Store, synthetic: Store, folder: Path
 ) -> dict[str, bytes]:
@@ -214,16 +308,7 @@ def _score_table(report: dict[str, Any]) -> str:
     header = "".join(f"<th>{escape(title)}</th>" for title in COLUMNS.values())
     body = []
     for protocol, row in report["protocols"].items():
-        cells = []
-        for name in COLUMNS:
-            metric = row["metrics"][name]
-            if metric["value"] is None:
-                cells.append(f'<td class=none title="{escape(metric["reason"])}">n/a</td>')
-            else:
-                cells.append(
-                    f"<td><b>{metric['value']:.3f}</b>"
-                    f"<small>{metric['low']:.2f} to {metric['high']:.2f}</small></td>"
-                )
+        cells = [_value_cell(row["metrics"][name]) for name in COLUMNS]
         note = f"<br><i>{escape(row['reason'])}</i>" if row["reason"] else ""
         body.append(
             f"<tr><th>{protocol}</th><td class=meaning>{escape(MEANING[protocol])}{note}</td>"
@@ -296,7 +381,7 @@ def _making(report: dict[str, Any]) -> str:
         "Classifier": f"1-D XResNet-50, {recipe['epochs']} epochs, batch {recipe['batch_size']}, "
         f"AdamW {recipe['learning_rate']:g} one-cycle, weight decay {recipe['weight_decay']:g}, "
         f"crops of {recipe['crop_s']:g} s, mean over windows at prediction",
-        "Seed": str(report["seed"]),
+        "Seeds": ", ".join(map(str, report["seeds"])),
         "Versions": ", ".join(f"{name} {value}" for name, value in report["versions"].items()),
         "Seconds": str(report["seconds"]),
         **{

@@ -181,11 +181,7 @@ def _binary_row(
             labels, scores, thresholds, threshold_reason=threshold_reason, seed=seed
         )
     return {
-        "trained_on": arm.name,
-        "tested_on": cell.tested,
-        "num_training": len(arm.training),
-        "num_validation": len(arm.validation),
-        "num_test": len(cell.test),
+        **_counts(cell),
         "num_test_positive": int(labels.sum()),
         "thresholds": [None if math.isnan(one) else one for one in thresholds],
         "reason": reason or threshold_reason or None,
@@ -195,4 +191,108 @@ def _binary_row(
             "label": labels.tolist() if scores else [],
             "scores": [one.tolist() for one in scores],
         },
+    }
+
+
+OVERALL = {"roc_auc": "macro", "g_mean": "weighted", "f1": "weighted"}
+"""How labels make one number: their mean, or their mean weighted by positive test records."""
+
+
+def multilabel_rows(
+    cells: Sequence[Cell], labels: Sequence[str], laboratory: Laboratory, *, seed: int
+) -> dict[str, Any]:
+    """Return the rows of a table of classifiers that score all labels at once.
+
+    A label counts where training, validation and test records all hold both classes; the others are
+    named with the reason. In a bootstrap draw that loses a label's last positive or negative record
+    the mean is over the others. Source: Table II of arXiv 2407.11108.
+    """
+    arms = {cell.arm.name: cell.arm for cell in cells}
+    rows = {}
+    for name, arm in arms.items():
+        own = [cell for cell in cells if cell.arm.name == name and len(cell.test)]
+        able = own if len(arm.training) > 1 else []
+        found = laboratory.scores(arm, [arm.validation, *(c.test for c in able)]) if able else []
+        for place, cell in enumerate(able, 1):
+            pairs = [(of_seed[0], of_seed[place]) for of_seed in found]
+            rows[cell.name] = _multilabel_row(cell, labels, pairs, seed)
+    missing = "no records to train or to test on; sample with --folds 1-10"
+    return {cell.name: rows.get(cell.name, _empty_row(cell, missing)) for cell in cells}
+
+
+def _multilabel_row(
+    cell: Cell, labels: Sequence[str], scores: list[tuple[Scores, Scores]], seed: int
+) -> dict[str, Any]:
+    arm, test = cell.arm, cell.test
+    excluded, by_label = {}, {}
+    draws = metrics.draw_any(len(test), metrics.NUM_BOOTSTRAPS, seed)
+    values: dict[str, list[NDArray[np.float64]]] = {name: [] for name in OVERALL}
+    drawn: dict[str, list[NDArray[np.float64]]] = {name: [] for name in OVERALL}
+    weights = []
+    for column, label in enumerate(labels):
+        truth = test.labels[:, column]
+        reason = (
+            too_few(arm.training, f"{arm.name} folds 1-8", column)
+            or too_few(arm.validation, f"{arm.name} fold 9", column)
+            or too_few(test, f"{cell.tested} fold 10", column)
+        )
+        chosen = [
+            metrics.choose_threshold(arm.validation.labels[:, column], on_validation[:, column])
+            for on_validation, _ in scores
+        ]
+        reason = reason or next((why for _, why in chosen if why), "")
+        if reason:
+            excluded[label] = reason
+            continue
+        weights.append(float(truth.sum()))
+        pairs = [
+            (on_test[:, column], threshold)
+            for (_, on_test), (threshold, _) in zip(scores, chosen, strict=True)
+        ]
+        for name in OVERALL:
+            metric = metrics.METRICS[name]
+            values[name].append(np.array([metric(truth, *pair) for pair in pairs]))
+            drawn[name].append(np.stack([metric(truth, *pair, draws) for pair in pairs]))
+        by_label[label] = {
+            "num_test_positive": int(truth.sum()),
+            **{name: float(np.mean(values[name][-1])) for name in OVERALL},
+        }
+    if not by_label:
+        return _empty_row(cell, f"no label can be scored: {next(iter(excluded.values()))}")
+    overall = {}
+    for name, how in OVERALL.items():
+        share = np.array(weights) if how == "weighted" else np.ones(len(weights))
+        overall[name] = metrics.with_interval(
+            _mean(np.stack(values[name]), share),
+            _mean(np.stack(drawn[name]), share),
+            metrics.picks(len(scores), metrics.NUM_BOOTSTRAPS, seed),
+        ).to_json()
+    return {**_counts(cell), "metrics": overall, "labels": by_label, "excluded": excluded}
+
+
+def _mean(values: NDArray[np.float64], share: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the weighted mean over labels, the first axis, of those that are defined."""
+    known = ~np.isnan(values)
+    share = share.reshape(-1, *[1] * (values.ndim - 1)) * known
+    total = share.sum(axis=0)
+    mean = np.full(total.shape, np.nan)
+    np.divide((np.where(known, values, 0.0) * share).sum(axis=0), total, out=mean, where=total > 0)
+    return mean
+
+
+def _empty_row(cell: Cell, reason: str) -> dict[str, Any]:
+    """Return the row of a cell that cannot be computed."""
+    logger.warning("%s cannot be computed: %s", cell.name, reason)
+    none = metrics.Metric(math.nan, reason=reason).to_json()
+    return {**_counts(cell), "metrics": dict.fromkeys(OVERALL, none), "labels": {}, "excluded": {}}
+
+
+def _counts(cell: Cell) -> dict[str, Any]:
+    """Return what both kinds of rows say of their records."""
+    return {
+        "trained_on": cell.arm.name,
+        "tested_on": cell.tested,
+        "num_training": len(cell.arm.training),
+        "num_validation": len(cell.arm.validation),
+        "num_test": len(cell.test),
     }

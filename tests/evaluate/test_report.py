@@ -57,6 +57,7 @@ def sample() -> dict[str, Any]:
     }
     return {
         "format": 2,
+        "protocol": "utility",
         "label": "NORM",
         "label_choice": "the default",
         "seed": 0,

@@ -118,7 +118,14 @@ def test_the_command_line_takes_the_teachers_settings(
     assert cli.main(student) == 0
     (config, _, _, source) = seen[0]
     assert source == base
-    assert config == settings(small, 4, samples=8, learning_rate=0.02)
+    assert config == settings(small, 4, samples=8, learning_rate=0.02 / 10)
+    # A student's own student keeps the rate, and flags win.
+    text = (base / "config.yaml").read_text()
+    (base / "config.yaml").write_text(text.replace("distilled_steps: 0", "distilled_steps: 8"))
+    assert cli.main(student) == 0
+    assert seen.pop()[0].train.learning_rate == 0.02
+    assert cli.main([*student, "--train.learning-rate", "0.5"]) == 0
+    assert seen.pop()[0].train.learning_rate == 0.5
     for flags in (["--distill-from", str(base)], ["--steps", "4"]):
         assert cli.main([*common, *flags]) == 2
     assert cli.main([*student, "--preset", "tiny"]) == 2

@@ -1,0 +1,127 @@
+"""The tables of the paper, each from stores to numbers: conditioning, multilabel, augmentation.
+
+Source: SSSD-ECG-nle (arXiv 2407.11108), Tables I, II and III; its own figures stand in `paper`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sssd_hpc.ecg.store import Store
+from sssd_hpc.evaluate import paper
+from sssd_hpc.evaluate.splits import FOLDS, Split, split
+from sssd_hpc.evaluate.utility import Arm, Cell, Laboratory, binary_rows, multilabel_rows
+
+Sets = Mapping[str, Store]
+"""Synthetic sets by the name of their arm."""
+
+
+def conditioning(
+    real: Store, sets: Sets, labels: Sequence[str], laboratory: Laboratory, *, seed: int
+) -> dict[str, Any]:
+    """Return Table I: TRTR, and TSTR and TRTS of each set, a binary classifier for each label.
+
+    Args:
+        real: store of the real records.
+        sets: one synthetic set for each way of conditioning.
+        labels: labels to classify one by one.
+        laboratory: trains the classifiers.
+        seed: of the bootstrap.
+    """
+    rows = {}
+    for label in labels:
+        real_arm, real_test = _sides(real, "real", [label])
+        cells = [Cell("TRTR", real_arm, "real", real_test)]
+        for name, store in sets.items():
+            arm, test = _sides(store, name, [label])
+            cells.append(Cell(f"{name} TSTR", arm, "real", real_test))
+            cells.append(Cell(f"{name} TRTS", real_arm, name, test))
+        rows[label] = binary_rows(cells, laboratory, seed=seed)
+    return {
+        "title": "Conditioning mechanisms",
+        "source": "Table I",
+        "columns": ["g_mean", "f1", "roc_auc"],
+        "rows": rows,
+        "paper": _beside(rows, paper.TABLE_I),
+    }
+
+
+def augmentation(
+    real: Store, synthetic: Store, labels: Sequence[str], laboratory: Laboratory, *, seed: int
+) -> dict[str, Any]:
+    """Return Table III: real training records alone, positives doubled, synthetic positives added.
+
+    "double" repeats each positive once; it tells what mere enlargement does. Thresholds are set on
+    real validation records, scores are of real test records. Arguments as those of `conditioning`.
+    """
+    rows = {}
+    for label in labels:
+        arm, test = _sides(real, "real", [label])
+        added = split(synthetic, [label], "training").positives()
+        trained = {
+            "baseline": arm.training,
+            "double": arm.training + arm.training.positives(),
+            "synthetic": arm.training + added,
+        }
+        cells = [
+            Cell(name, Arm(name, training, arm.validation), "real", test)
+            for name, training in trained.items()
+        ]
+        rows[label] = binary_rows(cells, laboratory, seed=seed)
+    return {
+        "title": "Augmentation of the real training records",
+        "source": "Table III",
+        "columns": ["g_mean", "f1", "roc_auc"],
+        "rows": rows,
+        "paper": _beside(rows, paper.TABLE_III),
+    }
+
+
+def multilabel(
+    real: Store, synthetic: Store, labels: Sequence[str], laboratory: Laboratory, *, seed: int
+) -> dict[str, Any]:
+    """Return Table II: classifiers of all labels at once, in all four directions.
+
+    Arguments as those of `conditioning`.
+    """
+    real_arm, real_test = _sides(real, "real", labels)
+    arm, test = _sides(synthetic, "synthetic", labels)
+    cells = [
+        Cell("TRTR", real_arm, "real", real_test),
+        Cell("TSTR", arm, "real", real_test),
+        Cell("TRTS", real_arm, "synthetic", test),
+        Cell("TSTS", arm, "synthetic", test),
+    ]
+    rows = {"all": multilabel_rows(cells, labels, laboratory, seed=seed)}
+    theirs = {
+        name: dict(zip(("g_mean", "f1", "roc_auc"), values, strict=True))
+        for name, values in paper.TABLE_II.items()
+    }
+    return {
+        "title": f"Multilabel classification, {len(labels)} labels",
+        "source": "Table II",
+        "columns": ["g_mean", "f1", "roc_auc"],
+        "rows": rows,
+        "paper": {"all": theirs},
+    }
+
+
+def _sides(store: Store, name: str, labels: Sequence[str]) -> tuple[Arm, Split]:
+    """Return what trains and what tests, of one store."""
+    parts = {part: split(store, labels, part) for part in FOLDS}
+    return Arm(name, parts["training"], parts["validation"]), parts["test"]
+
+
+def _beside(
+    rows: Mapping[str, Mapping[str, Any]], theirs: Mapping[str, paper.Row]
+) -> dict[str, dict[str, dict[str, float]]]:
+    """Return the paper's figures for the labels and rows that it has."""
+    return {
+        label: {
+            name: dict(zip(("g_mean", "f1"), theirs[name][label], strict=True))
+            for name in of_label
+            if label in theirs.get(name, {})
+        }
+        for label, of_label in rows.items()
+    }
