@@ -10,6 +10,7 @@ RECORDS ?= 500
 JOBS ?= $(shell getconf _NPROCESSORS_ONLN)
 # Further flags for the demo's steps, for example TRAIN_FLAGS="--train.samples 100000".
 TRAIN_FLAGS ?=
+SAMPLE_FLAGS ?= --sampler dpmpp --eta 1
 EVALUATE_FLAGS ?=
 
 BIN := .venv/bin
@@ -45,7 +46,7 @@ ifndef DATA
 endif
 	$(RUN) prepare --source "$(SOURCE)" --out "$(DEMO)/store" --labels $(LABELS)
 	$(RUN) train --preset tiny --data "$(DEMO)/store" --run "$(DEMO)/run" $(TRAIN_FLAGS)
-	$(RUN) sample --run "$(DEMO)/run" --like "$(DEMO)/store" --out "$(DEMO)/synthetic"
+	$(RUN) sample --run "$(DEMO)/run" --like "$(DEMO)/store" --out "$(DEMO)/synthetic" $(SAMPLE_FLAGS)
 	$(RUN) evaluate --real "$(DEMO)/store" --synthetic "$(DEMO)/synthetic" --out "$(DEMO)/report" $(EVALUATE_FLAGS)
 
 # A file stays on one process, so that what its tests share is made once. The Slurm tests share one
