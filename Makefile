@@ -18,7 +18,7 @@ PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check --no-build-i
 RUN := $(BIN)/sssd-hpc
 SOURCE := $(or $(DATA),$(DEMO)/simulated)
 
-.PHONY: setup demo test lint bench slurm-packages slurm-lab
+.PHONY: setup demo test lint bench slurm-packages slurm-lab browser-package
 .DELETE_ON_ERROR:
 
 setup: .venv/installed
@@ -51,12 +51,16 @@ endif
 
 # A file stays on one process, so that what its tests share is made once. The Slurm tests share one
 # cluster and start many ranks: they run by themselves, one at a time.
-test: setup slurm-packages
+test: setup slurm-packages browser-package
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --ignore tests/slurm
 	$(BIN)/python -m pytest tests/slurm
 
 slurm-packages: setup
 	@$(BIN)/python -m tests.slurm_lab install
+
+# Chromium, for the tests of the questionnaire's page.
+browser-package: setup
+	@$(BIN)/python -m tests.review.browser
 
 slurm-lab: setup slurm-packages
 	@$(BIN)/python -m tests.slurm_lab start

@@ -14,7 +14,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any, Literal
@@ -339,6 +339,78 @@ def evaluate(
         print(f"picture: {out / 'figures' / 'records.png'}")
 
 
+def review_make(
+    *,
+    real: Path,
+    synthetic: Path,
+    out: Path,
+    labels: str = "AFIB,CRBBB,PVC,IMI",
+    records_per_class: int = 20,
+    ask: Literal["both", "report", "generated"] = "both",
+    seed: int = 0,
+) -> None:
+    """Make a blinded questionnaire for physicians: one offline HTML file to send, one key to keep.
+
+    Example: sssd-hpc review make --real store --synthetic synthetic --out review
+
+    Args:
+        real: Store of the real records.
+        synthetic: Synthetic WFDB root, or a store of it.
+        out: Folder of questionnaire.html, which is sent, and key.json, which never is.
+        labels: Statement codes or label names asked about, joined by commas; class Other, records
+            with none of them, is added.
+        records_per_class: Real records of each class, and as many synthetic ones; the default
+            makes the paper's 200.
+        ask: report: a free-text report of each record; generated: "is this a generated
+            recording?"; both.
+        seed: Seed of choice, order and ids.
+    """
+    from sssd_hpc.ecg.store import Store
+    from sssd_hpc.evaluate import protocols
+    from sssd_hpc.review import make as room
+
+    real_store = Store.open(real, verify=True)
+    synthetic_store = protocols.open_store_or_root(synthetic, out, real_store)
+    key = room.make(
+        real_store,
+        synthetic_store,
+        out,
+        labels=labels.split(","),
+        records_per_class=records_per_class,
+        ask=ask,
+        seed=seed,
+    )
+    print(
+        f"send: {out / room.PAGE} ({len(key.records)} records)\n"
+        f"keep: {out / room.KEY}, which tells real from synthetic; never send it"
+    )
+
+
+def review_score(
+    *,
+    key: Path,
+    answers: tuple[Path, ...],
+    out: Path,
+    keywords: Path | None = None,
+) -> None:
+    """Score physicians' answers: accuracy per class, real against generated, agreement.
+
+    Example: sssd-hpc review score --key review/key.json --answers anna.json ben.json --out scores
+
+    Args:
+        key: The questionnaire's key.json.
+        answers: Files that the page saved, one a reader.
+        out: Folder of the result: review.json, review.html.
+        keywords: YAML file with further keywords of classes and signs, in the form of
+            sssd_hpc/review/keywords.yaml.
+    """
+    from sssd_hpc.review import result, score
+
+    scored = score.score(key, answers, keywords)
+    result.write(scored, out)
+    print(f"{result.text(scored)}\nreport: {out / result.PAGE}")
+
+
 def plot(record: tyro.conf.Positional[Path], /, *, out: Path) -> None:
     """Draw a 12-lead record on ECG paper: 25 mm/s, 10 mm/mV.
 
@@ -386,10 +458,10 @@ def convert(
 
 
 COMMANDS: dict[str, Callable[..., None]] = {
-    function.__name__: function
+    function.__name__.replace("_", " "): function
     for function in (
-        *(doctor, simulate, prepare, train, status, sample, verify, export, evaluate, plot),
-        convert,
+        *(doctor, simulate, prepare, train, status, sample, verify, export, evaluate),
+        *(review_make, review_score, plot, convert),
     )
 }
 
@@ -445,12 +517,18 @@ def _say(words: str) -> None:
 
 def _dispatch(args: list[str]) -> None:
     if not args or args[0] in ("-h", "--help", "help"):
-        print(_overview())
+        print(_overview(COMMANDS))
         return
     if args[0] in ("-V", "--version"):
         print(__version__)
         return
     name, *flags = args
+    if flags and f"{name} {flags[0]}" in COMMANDS:
+        name, *flags = f"{name} {flags[0]}", *flags[1:]
+    group = [command for command in COMMANDS if command.startswith(f"{name} ")]
+    if group and flags in ([], ["-h"], ["--help"]):
+        print(_overview(group))
+        return
     if name not in COMMANDS:
         close = difflib.get_close_matches(name, COMMANDS, 1)
         hint = f"; perhaps you meant {close[0]}" if close else ""
@@ -464,10 +542,10 @@ def _dispatch(args: list[str]) -> None:
             raise
 
 
-def _overview() -> str:
+def _overview(names: Iterable[str]) -> str:
     lines = ["usage: sssd-hpc COMMAND [--help] [OPTIONS]", ""]
-    for name, function in COMMANDS.items():
-        lines.append(f"  {name:<10} {(function.__doc__ or '').splitlines()[0]}")
+    for name in names:
+        lines.append(f"  {name:<12} {(COMMANDS[name].__doc__ or '').splitlines()[0]}")
     return "\n".join(
         [*lines, "", "sssd-hpc COMMAND --help shows its options, defaults and an example."]
     )

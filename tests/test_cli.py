@@ -39,7 +39,7 @@ def test_no_command_lists_them_all(capsys: pytest.CaptureFixture[str]) -> None:
 def test_help_shows_an_example_and_every_default(
     name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert cli.main([name, "--help"]) == 0
+    assert cli.main([*name.split(), "--help"]) == 0
     out = capsys.readouterr().out
     assert f"Example: sssd-hpc {name}" in out
     parameters = len(inspect.signature(cli.COMMANDS[name]).parameters)

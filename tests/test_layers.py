@@ -13,7 +13,7 @@ FLOORS = [
     {"ops", "diffusion", "config", "files", "progress"},
     {"s4", "ecg", "doctor"},
     {"model", "evaluate"},
-    {"train", "generate"},
+    {"train", "generate", "review"},
     {"cli"},
 ]
 HEAVY = {

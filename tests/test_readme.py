@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -63,9 +64,28 @@ def test_the_papers_models_are_accepted_as_written(
         assert cli.main([*command, *extra]) == 0
 
 
+def test_physicians_are_asked_as_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for seed, root in enumerate(("real", "synthetic")):
+        assert cli.main(["simulate", "--out", root, "--records", "20", "--seed", str(seed)]) == 0
+    assert cli.main(["prepare", "--source", "real", "--out", "store"]) == 0
+    make, score = commands(next(block for block in blocks() if "review make" in block))
+    assert cli.main([*make, "--labels", "AFIB,CRBBB", "--records-per-class", "1"]) == 0
+    key = json.loads(Path("review/key.json").read_text())
+    for rater in ("anna", "ben"):
+        answers = {
+            "format": 1, "questionnaire": key["questionnaire"], "rater": rater, "answers": [],
+        }  # fmt: skip
+        Path(f"{rater}.json").write_text(json.dumps(answers))
+    assert cli.main(score) == 0, capsys.readouterr().err
+    assert (tmp_path / "scores" / "review.html").is_file()
+
+
 def test_the_table_of_commands_is_the_command_line() -> None:
     table = README[README.index("## Commands") : README.index("The main job by hand")]
-    assert re.findall(r"^\| `(\w+)` \|", table, flags=re.MULTILINE) == list(cli.COMMANDS)
+    assert re.findall(r"^\| `([\w ]+)` \|", table, flags=re.MULTILINE) == list(cli.COMMANDS)
 
 
 def test_make_targets_of_the_readme_exist() -> None:
