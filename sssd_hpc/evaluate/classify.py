@@ -10,6 +10,7 @@ with maximum as default; the mean did better in cross-validation on real records
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +24,9 @@ from sssd_hpc.evaluate.xresnet1d import XResNet1d
 from sssd_hpc.progress import Progress
 
 Signals = NDArray[np.floating[Any]]
+
+FEATURE_BOUND = 3.0
+"""What a feature may reach at most, in deviations of training records."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +48,7 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Classifier:
-    """A trained network with its standardisation; `predict` is all that callers need."""
+    """A trained network with its standardisation: `predict` and `features` of records."""
 
     network: XResNet1d
     mean_mv: float
@@ -59,6 +63,31 @@ class Classifier:
 
     def predict(self, signals_mv: Signals, batch_size: int = 64) -> NDArray[np.float64]:
         """Return probabilities (n, num_labels) of signals (n, leads, L) in mV."""
+
+        def probabilities(windows: Tensor) -> Tensor:
+            logits: Tensor = self.network(windows)
+            return logits.double().sigmoid()
+
+        return self._over_windows(probabilities, signals_mv, batch_size)
+
+    def features(self, signals_mv: Signals, batch_size: int = 64) -> NDArray[np.float64]:
+        """Return what the last layer reads, (n, 128), of signals (n, leads, L) in mV, bounded.
+
+        The batch norm before that layer makes the training records' deviation about 1, yet a few
+        records lie fifty deviations out, and one of them would rule every distance made of second
+        or third moments. So a value f counts as b tanh(f / b), which leaves the small as they are.
+        """
+
+        def penultimate(windows: Tensor) -> Tensor:
+            return self.network.penultimate(windows).double()
+
+        values = self._over_windows(penultimate, signals_mv, batch_size)
+        return FEATURE_BOUND * np.tanh(values / FEATURE_BOUND)
+
+    def _over_windows(
+        self, score: Callable[[Tensor], Tensor], signals_mv: Signals, batch_size: int
+    ) -> NDArray[np.float64]:
+        """Return each record's mean over its windows of what `score` says of a window."""
         starts = window_starts(signals_mv.shape[-1], self.window)
         self.network.eval()
         scores = []
@@ -66,9 +95,8 @@ class Classifier:
             for begin in range(0, len(signals_mv), batch_size):
                 x = self.standardise(signals_mv[begin : begin + batch_size])
                 windows = torch.stack([x[..., s : s + self.window] for s in starts], dim=1)
-                logits = self.network(windows.flatten(0, 1))
-                probabilities = logits.double().sigmoid().unflatten(0, (len(x), len(starts)))
-                scores.append(probabilities.mean(dim=1).cpu())
+                values = score(windows.flatten(0, 1)).unflatten(0, (len(x), len(starts)))
+                scores.append(values.mean(dim=1).cpu())
         return torch.cat(scores).numpy()
 
 

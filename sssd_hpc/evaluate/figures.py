@@ -17,6 +17,9 @@ from sssd_hpc.ecg.store import Store
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from matplotlib.patches import Rectangle
+
+    from sssd_hpc.evaluate.self_test import SelfTest
 
 SIDE_COLOURS = {"real": "#1f4e79", "synthetic": "#d1661b"}
 PROTOCOL_COLOURS = {"TRTR": "#1f4e79", "TSTR": "#d1661b", "TRTS": "#4b8b3b", "TSTS": "#8a6d9e"}
@@ -27,8 +30,27 @@ LEAD_GROUPS = {
     "left chest leads V4-V6": ("V4", "V5", "V6"),
 }
 ROC_POINT = ("sensitivity", "specificity")
+STATUS = {
+    "seen": ("#a9d4a0", ""),
+    "also seen": ("#cfe2f3", ""),
+    "not seen": ("#f2f2f2", "-"),
+    "called better": ("#ffe08a", "better"),
+    "missed": ("#e57373", "missed"),
+    "forbidden": ("#b39ddb", ""),
+}
+"""Colour and words of a place of the self-test's matrix; where it is seen its dose is the word."""
+LEGEND = {
+    "seen": "declared and seen",
+    "also seen": "seen, not declared",
+    "not seen": "not seen, not declared",
+    "called better": "not declared, called better than undamaged",
+    "missed": "declared and MISSED",
+    "forbidden": "seen, and MUST NOT be",
+}
+LARGEST_SHIFT = 300.0
 MAX_RECORDS = 400
 PAIRS_A_CLASS = 2
+MIN_MAPPED = 10
 
 
 def roc_points(
@@ -72,10 +94,12 @@ def roc(protocols: dict[str, Any], label: str) -> Figure:
 
 def score_histograms(protocols: dict[str, Any], label: str) -> Figure:
     """Draw how the classifier scores records with and without the label."""
-    figure = _figure(9.6, 3.3)
-    panels = figure.subplots(1, len(protocols), sharex=True, squeeze=False)[0]
+    figure = _figure(9.6, 3.0 * -(-len(protocols) // 2))
+    panels = list(figure.subplots(-(-len(protocols) // 2), 2, sharex=True, squeeze=False).flat)
     bins = np.linspace(0, 1, 11)
-    for axes, (name, row) in zip(panels, protocols.items(), strict=True):
+    for axes in panels[len(protocols) :]:
+        axes.set_visible(False)
+    for axes, (name, row) in zip(panels, protocols.items(), strict=False):
         labels = np.array(row["test"]["label"])
         # Of several classifiers the first: a mean of scores is no classifier's.
         scores = np.array(next(iter(row["test"]["scores"]), []))
@@ -91,7 +115,7 @@ def score_histograms(protocols: dict[str, Any], label: str) -> Figure:
         # Room above the bars for the legend.
         axes.set_ylim(top=axes.get_ylim()[1] * 1.35)
         axes.legend(framealpha=1, edgecolor="none", fontsize=8, ncols=2, loc="upper left")
-    panels[0].set_ylabel("records")
+        axes.set_ylabel("records")
     return figure
 
 
@@ -135,6 +159,151 @@ def amplitudes(sides: dict[str, NDArray[np.float32]]) -> Figure:
         axes.set(yscale="log", xlabel="amplitude, mV", ylabel="density, 1/mV")
 
     return _by_lead_group(panel)
+
+
+def calibration(protocols: dict[str, Any], label: str) -> Figure:
+    """Draw the share of positives among records of like scores, five groups of equal size."""
+    figure = _figure(5.4, 4.8)
+    axes = figure.subplots()
+    axes.plot([0, 1], [0, 1], color="0.7", linestyle="--", linewidth=1, label="calibrated")
+    for name, row in protocols.items():
+        labels = np.array(row["test"]["label"])
+        scores = np.array(next(iter(row["test"]["scores"]), []))
+        if len(scores) == 0:
+            continue
+        groups = np.array_split(np.argsort(scores, kind="stable"), min(5, len(scores)))
+        axes.plot(
+            [scores[rows].mean() for rows in groups],
+            [labels[rows].mean() for rows in groups],
+            "o-",
+            color=PROTOCOL_COLOURS[name],
+            label=f"{name} (Brier score {np.mean((scores - labels) ** 2):.2f})",
+        )
+    axes.set(
+        xlabel=f"mean score for {label}", ylabel=f"share with {label}", xlim=(0, 1), ylim=(0, 1)
+    )
+    axes.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def distributions(
+    columns: dict[str, dict[str, NDArray[np.float64]]], titles: dict[str, tuple[str, str]]
+) -> Figure:
+    """Draw each quantity's distribution on each side: side -> quantity -> values."""
+    figure = _figure(9.6, 5.6)
+    panels = figure.subplots(2, -(-len(titles) // 2)).flat
+    for axes, (quantity, (title, unit)) in zip(panels, titles.items(), strict=False):
+        sides = {side: values[quantity] for side, values in columns.items()}
+        both = np.concatenate(list(sides.values()))
+        axes.set_title(title, fontsize=9, wrap=True)
+        axes.set_xlabel(unit)
+        axes.set_yticks([])
+        if len(both) == 0:
+            axes.text(0.5, 0.5, "not measured", ha="center", transform=axes.transAxes)
+            continue
+        # A few wild values would leave one bar of all the others.
+        low, high = np.percentile(both, [1, 99])
+        bins = np.linspace(low - 1e-6, high + 1e-6, 21)
+        for side, values in sides.items():
+            if len(values):
+                weights = np.full(len(values), 1 / len(values))
+                axes.hist(
+                    np.clip(values, bins[0], bins[-1]),
+                    bins,
+                    weights=weights,
+                    alpha=0.5,
+                    color=SIDE_COLOURS[side],
+                    label=f"{side} ({len(values)})",
+                )
+        axes.legend(frameon=False, fontsize=7)
+    return figure
+
+
+def feature_map(features: dict[str, NDArray[np.float64]], seed: int) -> Figure:
+    """Draw the sides' features (n, d) in the plane, as many records of each."""
+    from sklearn.manifold import TSNE
+
+    figure = _figure(6.2, 5.4)
+    axes = figure.subplots()
+    axes.set(xticks=[], yticks=[])
+    count = min(MAX_RECORDS, *map(len, features.values()))
+    if count < MIN_MAPPED:
+        axes.text(0.5, 0.5, f"{count} records are too few", ha="center", transform=axes.transAxes)
+        return figure
+    generator = np.random.default_rng(seed)
+    chosen = {n: v[generator.permutation(len(v))[:count]] for n, v in features.items()}
+    both = np.concatenate(list(chosen.values()))
+    spread = both.std(axis=0)
+    points = TSNE(
+        init="pca", perplexity=min(30, count / 2), random_state=seed, n_jobs=1
+    ).fit_transform((both - both.mean(axis=0)) / np.where(spread > 0, spread, 1))
+    # In random order: no side lies on top of the other.
+    order = generator.permutation(len(points))
+    colours = np.repeat([SIDE_COLOURS[name] for name in chosen], count)
+    x, y = points[order].T
+    axes.scatter(x, y, s=12, c=colours[order], alpha=0.7, linewidths=0)
+    for name in chosen:
+        axes.scatter([], [], s=30, c=SIDE_COLOURS[name], label=f"{name} ({count})")
+    axes.legend(frameon=False)
+    return figure
+
+
+def self_test_matrix(result: SelfTest) -> Figure:
+    """Draw what each measure says of each damage, a line of its worsening with dose in each place.
+
+    Lines are on a logarithmic scale of undamaged standard deviations, the same in every place; the
+    thin line is no change.
+    """
+    rows, columns = len(result.measures), len(result.damages)
+    figure = _figure(2.2 + 1.15 * columns, 1.7 + 0.42 * rows)
+    axes = figure.subplots()
+    for row, measure in enumerate(result.measures):
+        for column, damage in enumerate(result.damages):
+            cell = result.cell(measure, damage)
+            colour, words = STATUS[cell.status]
+            axes.add_patch(_tile(column, row, colour))
+            shifts = np.nan_to_num(np.array(cell.shifts), posinf=1e6, neginf=-1e6)
+            heights = np.sign(shifts) * np.log1p(np.abs(shifts)) / np.log1p(LARGEST_SHIFT)
+            across = column + 0.06 + 0.36 * np.array([0.0, *result.doses])
+            foot = row + 0.74
+            axes.plot([across[0], across[-1]], [foot, foot], color="0.75", linewidth=0.6)
+            axes.plot(across, foot - 0.6 * np.clip(heights, -0.3, 1), color="0.15", linewidth=1.3)
+            text = words if cell.least_dose is None else _percent(cell.least_dose)
+            axes.text(column + 0.72, row + 0.5, text, ha="center", va="center", fontsize=8)
+    axes.set(xlim=(0, columns), ylim=(rows, 0))
+    axes.set_xticks(np.arange(columns) + 0.5, [name.replace("_", " ") for name in result.damages])
+    axes.set_yticks(np.arange(rows) + 0.5, [name.replace("_", " ") for name in result.measures])
+    axes.xaxis.tick_top()
+    axes.tick_params(length=0)
+    axes.set_frame_on(False)
+    axes.set_title(
+        f"What each measure sees of each damage: the dose from which on it is seen\n"
+        f"(doses {', '.join(map(_percent, result.doses))}; {result.repeats} repeats of "
+        f"{result.num_records} records a side)",
+        fontsize=11,
+    )
+    used = {cell.status for cell in result.cells}
+    shown = [status for status in STATUS if status in used]
+    axes.legend(
+        [_tile(0, 0, STATUS[status][0]) for status in shown],
+        [LEGEND[status] for status in shown],
+        loc="upper center",
+        bbox_to_anchor=(0.5, -0.01),
+        ncols=3,
+        frameon=False,
+        fontsize=9,
+    )
+    return figure
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:g} %"
+
+
+def _tile(column: float, row: float, colour: str) -> Rectangle:
+    from matplotlib.patches import Rectangle
+
+    return Rectangle((column, row), 1, 1, facecolor=colour, edgecolor="white", linewidth=2)
 
 
 def sample_signals(store: Store, seed: int) -> NDArray[np.float32]:

@@ -126,7 +126,12 @@ class XResNet1d(nn.Module):
         x = self.blocks(self.stem(x))
         return torch.cat([x.amax(dim=-1), x.mean(dim=-1)], dim=1)
 
+    def penultimate(self, x: Tensor) -> Tensor:
+        """Return what the last linear layer reads, (B, 128), of (B, num_leads, L)."""
+        values: Tensor = self.head[:-1](self.features(x))
+        return values
+
     def forward(self, x: Tensor) -> Tensor:
         """Return the logits (B, num_outputs) of (B, num_leads, L)."""
-        logits: Tensor = self.head(self.features(x))
+        logits: Tensor = self.head[-1](self.penultimate(x))
         return logits

@@ -4,18 +4,41 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from sssd_hpc.ecg import simulate
 from sssd_hpc.ecg.leads import LEADS
 from sssd_hpc.ecg.store import Store
 from sssd_hpc.evaluate.classify import Recipe
 
 LENGTH, RATE_HZ = 400, 100
 StoreMaker = Callable[..., Store]
+
+
+@dataclass(frozen=True)
+class Simulated:
+    """Simulated records with what is known of them."""
+
+    signals_mv: np.ndarray
+    """(n, 12, 1000) at 100 Hz."""
+    places: list[simulate.Place]
+
+    @property
+    def kinds(self) -> np.ndarray:
+        return np.array([where.kind for where in self.places])
+
+
+@pytest.fixture(scope="session")
+def simulated() -> Simulated:
+    """Return the first 120 records of seed 5: every kind six times or more."""
+    places = [simulate.place(5, index) for index in range(120)]
+    adc = np.stack([simulate.simulate_record(5, where)[1] for where in places])
+    return Simulated((adc / 1000).astype(np.float32), places)
 
 
 @pytest.fixture
