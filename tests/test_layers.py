@@ -20,6 +20,7 @@ HEAVY = {
     "deepspeed": {"train/engine.py"},
     "wfdb": {"ecg/wfdb_io.py"},
     "submitit": set(),
+    "neurokit2": {"evaluate/delineate.py"},
     "zarr": {"generate/export.py"},
     "h5py": {"generate/export.py"},
     "triton": {
