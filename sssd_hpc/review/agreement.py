@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-Z_95 = 1.959963984540054
-"""The normal quantile of a two-sided 95 % interval."""
+from sssd_hpc.evaluate.metrics import wilson
 
 
 @dataclass(frozen=True)
@@ -34,23 +33,6 @@ class Proportion:
         cells = {name: None if math.isnan(v) else v for name, v in numbers.items()}
         reason = self.reason or ("" if self.n else "no answers")
         return {"count": self.count, "n": self.n, **cells, "reason": reason or None}
-
-
-def wilson(count: int, n: int) -> tuple[float, float]:
-    """Return the 95 % score interval of a proportion without continuity correction.
-
-    (p + z^2/2n -+ z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n); NaN for n = 0.
-    Source: Wilson, JASA 1927; Newcombe, Statistics in Medicine 1998, method 3.
-    """
-    if n == 0:
-        return math.nan, math.nan
-    p, z2 = count / n, Z_95**2
-    middle = p + z2 / (2 * n)
-    half = Z_95 * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n))
-    # At 0 and n one end is exact, which rounding would miss.
-    low = 0.0 if count == 0 else (middle - half) / (1 + z2 / n)
-    high = 1.0 if count == n else (middle + half) / (1 + z2 / n)
-    return low, high
 
 
 def cohen_kappa(first: Sequence[Hashable], second: Sequence[Hashable]) -> tuple[float, str]:

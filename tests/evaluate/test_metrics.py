@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import binomtest
 from sklearn import metrics as oracle
 
 from sssd_hpc.evaluate import metrics
@@ -200,3 +201,24 @@ def test_several_classifiers_give_their_mean_and_a_wider_interval() -> None:
     assert both.high - both.low > max(each.high - each.low for each in alone)
     gap = metrics.roc_auc_gap(labels, [good, bad], [bad, bad])
     assert gap.value == pytest.approx(both.value - alone[1].value)
+
+
+@pytest.mark.parametrize(
+    ("count", "n", "low", "high"),
+    [
+        (81, 263, 0.2553, 0.3662),
+        (15, 148, 0.0624, 0.1605),
+        (0, 20, 0.0, 0.1611),
+        (1, 29, 0.0061, 0.1718),
+    ],
+)
+def test_wilson_is_newcombes_published_table(count: int, n: int, low: float, high: float) -> None:
+    """Newcombe, Statistics in Medicine 1998, Table I, method 3, to its four places."""
+    assert metrics.wilson(count, n) == pytest.approx((low, high), abs=5e-5)
+
+
+@pytest.mark.parametrize("n", [1, 2, 7, 20, 380])
+def test_wilson_equals_scipy(n: int) -> None:
+    for count in {0, 1, n // 2, n - 1, n}:
+        theirs = binomtest(count, n).proportion_ci(method="wilson")
+        assert metrics.wilson(count, n) == pytest.approx((theirs.low, theirs.high), abs=1e-12)
