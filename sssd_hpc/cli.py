@@ -279,26 +279,28 @@ def export(
 
 def evaluate(
     *,
-    real: Path,
-    synthetic: tuple[str, ...],
     out: Path,
+    real: Path | None = None,
+    synthetic: tuple[str, ...] = (),
     protocol: Literal["utility", "conditioning", "multilabel", "augmentation"] = "utility",
     label: str | None = None,
     epochs: int | None = None,
     seed: int = 0,
     seeds: int = 1,
     allow_leakage: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
+    self_test: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
 ) -> None:
     """Score a synthetic data set by what classifiers learn of it; make the tables of the paper.
 
     Example: sssd-hpc evaluate --real store --synthetic synthetic --out report --label NORM
 
     Args:
+        out: Folder of the report: report.json, report.html, figures; cache may be removed.
         real: Store of the real records.
         synthetic: Synthetic WFDB root, or a store of it; for conditioning several, each as
             NAME=PATH, for example sssd_ecg=a nle=b frozen=c.
-        out: Folder of the report: report.json, report.html, figures; cache may be removed.
-        protocol: utility: TRTR, TSTR, TRTS and TSTS of one label. conditioning (Table I): TSTR and
+        protocol: utility: TRTR, TSTR, TRTS and TSTS of one label, and fidelity, physiology, effects
+            of labels and privacy beside what real records have. conditioning (Table I): TSTR and
             TRTS of several sets, label by label. multilabel (Table II): all labels at once.
             augmentation (Table III): real positives doubled, or synthetic ones added.
         label: Label to classify, several with commas for conditioning and augmentation; default:
@@ -307,9 +309,26 @@ def evaluate(
         seed: Seed of the first classifier and of the bootstrap.
         seeds: Classifiers of each side; metrics are means over them, intervals cover them.
         allow_leakage: Go on though training records turn up in a test set; the report says so.
+        self_test: Instead: damage simulated records at rising doses and see that every measure
+            notices what it must; 2 minutes, a matrix picture, exit code 1 if one does not.
     """
     from sssd_hpc.ecg.store import Store
-    from sssd_hpc.evaluate import protocols, report
+    from sssd_hpc.evaluate import inspection, protocols, report
+
+    if self_test:
+        if real or synthetic:
+            raise UserError("--self-test makes its own records; leave out --real and --synthetic")
+        tested = inspection.self_check(out, seed=seed)
+        print(f"{len(tested.measures)} measures, {len(tested.damages)} damages")
+        print(f"picture: {out / 'figures' / 'self_test.png'}")
+        for failure in tested.failures:
+            print(failure)
+        if tested.failures:
+            sys.exit(EXIT_FAILED)
+        return
+    if real is None or not synthetic:
+        missing = "--synthetic" if real else "--real"
+        raise UserError(f"{missing} is missing; evaluate needs --real STORE and --synthetic ROOT")
 
     options: dict[str, Any] = {
         "seed": seed,

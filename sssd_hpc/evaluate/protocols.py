@@ -27,6 +27,7 @@ from sssd_hpc.ecg.store import Store
 from sssd_hpc.errors import UserError
 from sssd_hpc.evaluate import checks, metrics, paper, report, tables
 from sssd_hpc.evaluate.classify import Recipe
+from sssd_hpc.evaluate.inspection import inspect
 from sssd_hpc.evaluate.splits import FOLDS, split
 from sssd_hpc.evaluate.utility import Arm, Cell, Laboratory, binary_rows
 from sssd_hpc.files import sha256_bytes, sha256_file
@@ -62,7 +63,7 @@ def evaluate(
     allow_leakage: bool = False,
     recipe: Recipe | None = None,
 ) -> dict[str, Any]:
-    """Score a synthetic set by TRTR, TSTR, TRTS, TSTS; write the report into `out` and return it.
+    """Score a synthetic set by TRTR, TSTR, TRTS, TSTS, fidelity and privacy; write the report.
 
     What classifiers scored is remembered in `out`, so that a command that was stopped goes on.
 
@@ -101,6 +102,7 @@ def evaluate(
         laboratory,
         seed=seed,
     )
+    inspection = inspect(real, synthetic, label, laboratory, seed=seed)
     result: dict[str, Any] = {
         "format": report.FORMAT,
         "protocol": "utility",
@@ -119,9 +121,10 @@ def evaluate(
         "checks": [asdict(finding) for finding in findings],
         "protocols": results,
         "trtr_minus_tstr": {"roc_auc": _gap(results["TRTR"], results["TSTR"], seed).to_json()},
+        **inspection.found,
         **_making(laboratory, began),
     }
-    report.write(result, real, synthetic, out)
+    report.write(result, real, synthetic, inspection.sides, out)
     return result
 
 

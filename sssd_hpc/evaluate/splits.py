@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,6 +60,12 @@ class Split:
     def signals_mv(self) -> NDArray[np.float32]:
         """Return (n, 12, L) in mV."""
         return np.concatenate([store.signals_mv(rows, LEADS) for store, rows in self.parts])
+
+    def chunks_mv(self) -> Iterator[NDArray[np.float32]]:
+        """Yield the signals by the chunk, for whom all at once are too many."""
+        for store, rows in self.parts:
+            for begin in range(0, len(rows), CHUNK):
+                yield store.signals_mv(rows[begin : begin + CHUNK], LEADS)
 
     @functools.cached_property
     def digest(self) -> str:

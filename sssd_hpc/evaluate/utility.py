@@ -1,7 +1,7 @@
 """Utility of a set: what classifiers trained on one set of records score on another.
 
 An arm trains classifiers of several seeds and sets their thresholds on its own validation records;
-test records see neither. Scores are cached by content, so that a table goes on where it stopped and
+test records see neither. Values are cached by content, so that a table goes on where it stopped and
 two tables share what they share. Source: SSSD-ECG-nle (arXiv 2407.11108), sections IV-E and V.
 """
 
@@ -12,7 +12,7 @@ import io
 import logging
 import math
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +22,16 @@ from numpy.typing import NDArray
 
 from sssd_hpc import __version__
 from sssd_hpc.evaluate import metrics
-from sssd_hpc.evaluate.classify import Recipe, fit
+from sssd_hpc.evaluate.classify import Classifier, Recipe, fit
 from sssd_hpc.evaluate.splits import Split
 from sssd_hpc.files import atomic_write_bytes, sha256_bytes
 
 logger = logging.getLogger(__name__)
 
-Scores = NDArray[np.float64]
+Values = NDArray[np.float64]
+
+MAX_KEPT = 4
+"""Classifiers kept in memory, so that features need no second training."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,21 +45,52 @@ class Arm:
 
 @dataclasses.dataclass(frozen=True)
 class Laboratory:
-    """Trains classifiers and scores records with them, or remembers what it scored before."""
+    """Trains classifiers and asks them of records, or remembers what they said before."""
 
     recipe: Recipe
     seeds: tuple[int, ...]
     cache: Path | None = None
     """Folder of remembered scores, one file a classifier; it may be removed at any time."""
 
-    def scores(self, arm: Arm, splits: Sequence[Split]) -> list[list[Scores]]:
-        """Return, seed by seed, the probabilities (n, num_labels) of each split."""
-        return [self._of_seed(arm, splits, seed) for seed in self.seeds]
+    _trained: dict[str, Classifier] = dataclasses.field(default_factory=dict, repr=False)
+    """The last classifiers of this process, by what they are made of."""
 
-    def _of_seed(self, arm: Arm, splits: Sequence[Split], seed: int) -> list[Scores]:
-        path = self._path(arm.training, seed)
+    def scores(self, arm: Arm, splits: Sequence[Split]) -> list[list[Values]]:
+        """Return, seed by seed, the probabilities (n, num_labels) of each split."""
+        return [self._asked(arm, splits, seed, Classifier.predict, "") for seed in self.seeds]
+
+    def features(self, arm: Arm, splits: Sequence[Split]) -> list[Values]:
+        """Return the first seed's features (n, d) of each split, d as `Classifier.features`."""
+        return self._asked(arm, splits, self.seeds[0], Classifier.features, "features-")
+
+    def _asked(
+        self,
+        arm: Arm,
+        splits: Sequence[Split],
+        seed: int,
+        ask: Callable[[Classifier, NDArray[np.float32]], Values],
+        kind: str,
+    ) -> list[Values]:
+        made_of = self._made_of(arm.training, seed)
+        path = self.cache / f"scores-{made_of}.npz" if self.cache else None
         known = _read(path) if path else {}
-        if any(split.digest not in known for split in splits):
+        missing = [split for split in splits if kind + split.digest not in known]
+        if missing:
+            classifier = self._classifier(arm, seed, made_of)
+            for split in missing:
+                # No records have no shape: one of training tells it.
+                chunks = split.chunks_mv() if len(split) else [arm.training.signals_mv()[:1]]
+                values = np.concatenate([ask(classifier, chunk) for chunk in chunks])
+                known[kind + split.digest] = values[: len(split)]
+            if path:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                buffer = io.BytesIO()
+                np.savez(buffer, allow_pickle=False, **known)
+                atomic_write_bytes(path, buffer.getvalue(), durable=False)
+        return [known[kind + split.digest] for split in splits]
+
+    def _classifier(self, arm: Arm, seed: int, made_of: str) -> Classifier:
+        if made_of not in self._trained:
             training = arm.training
             classifier = fit(
                 training.signals_mv(),
@@ -67,23 +101,13 @@ class Laboratory:
                 title=f"classifier on {len(training)} {arm.name} records"
                 + (f", seed {seed}" if len(self.seeds) > 1 else ""),
             )
-            for split in splits:
-                known[split.digest] = (
-                    classifier.predict(split.signals_mv())
-                    if len(split)
-                    else np.zeros((0, training.labels.shape[1]))
-                )
-            if path:
-                buffer = io.BytesIO()
-                np.savez(buffer, allow_pickle=False, **known)
-                atomic_write_bytes(path, buffer.getvalue(), durable=False)
-        return [known[split.digest] for split in splits]
+            while len(self._trained) >= MAX_KEPT:
+                del self._trained[next(iter(self._trained))]
+            self._trained[made_of] = classifier
+        return self._trained[made_of]
 
-    def _path(self, training: Split, seed: int) -> Path | None:
-        """Name the file of one classifier after all that decides it."""
-        if self.cache is None:
-            return None
-        self.cache.mkdir(parents=True, exist_ok=True)
+    def _made_of(self, training: Split, seed: int) -> str:
+        """Return a hash of all that decides a classifier."""
         made_of = (
             training.digest,
             dataclasses.asdict(self.recipe),
@@ -92,10 +116,10 @@ class Laboratory:
             torch.__version__,
             "cuda" if torch.cuda.is_available() else "cpu",
         )
-        return self.cache / f"scores-{sha256_bytes(repr(made_of).encode())[:24]}.npz"
+        return sha256_bytes(repr(made_of).encode())[:24]
 
 
-def _read(path: Path) -> dict[str, Scores]:
+def _read(path: Path) -> dict[str, Values]:
     """Read remembered scores; a file that is not whole is no memory."""
     if not path.is_file():
         return {}
@@ -137,7 +161,7 @@ def binary_rows(cells: Sequence[Cell], laboratory: Laboratory, *, seed: int) -> 
     """
     arms = {cell.arm.name: cell.arm for cell in cells}
     reasons = {cell.name: _cannot(cell) for cell in cells}
-    scores: dict[str, tuple[list[Scores], list[Scores]]] = {}
+    scores: dict[str, tuple[list[Values], list[Values]]] = {}
     for name, arm in arms.items():
         able = [cell for cell in cells if cell.arm.name == name and not reasons[cell.name]]
         if not able:
@@ -164,7 +188,7 @@ def _cannot(cell: Cell) -> str:
 
 
 def _binary_row(
-    cell: Cell, reason: str, validation: list[Scores], scores: list[Scores], *, seed: int
+    cell: Cell, reason: str, validation: list[Values], scores: list[Values], *, seed: int
 ) -> dict[str, Any]:
     arm, labels = cell.arm, cell.test.labels[:, 0]
     thresholds: list[float] = []
@@ -221,7 +245,7 @@ def multilabel_rows(
 
 
 def _multilabel_row(
-    cell: Cell, labels: Sequence[str], scores: list[tuple[Scores, Scores]], seed: int
+    cell: Cell, labels: Sequence[str], scores: list[tuple[Values, Values]], seed: int
 ) -> dict[str, Any]:
     arm, test = cell.arm, cell.test
     excluded, by_label = {}, {}

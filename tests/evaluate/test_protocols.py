@@ -14,6 +14,7 @@ from sssd_hpc.ecg.store import Store
 from sssd_hpc.errors import UserError
 from sssd_hpc.evaluate import metrics, protocols
 from sssd_hpc.evaluate.classify import Classifier, Recipe
+from sssd_hpc.evaluate.inspection import Inspection
 from sssd_hpc.evaluate.protocols import evaluate, open_store_or_root
 
 StoreMaker = Callable[..., Store]
@@ -21,7 +22,8 @@ StoreMaker = Callable[..., Store]
 
 @pytest.fixture(autouse=True)
 def _without_report(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Draw and write nothing: these tests look at the numbers."""
+    """Draw, measure and write nothing: these tests look at the classifiers' numbers."""
+    monkeypatch.setattr(protocols, "inspect", lambda *a, **k: Inspection({}, {}))
     monkeypatch.setattr(protocols.report, "write", lambda *arguments: None)
 
 

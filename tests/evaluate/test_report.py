@@ -11,9 +11,10 @@ import pytest
 from sklearn.metrics import roc_curve
 
 from sssd_hpc.ecg.store import Store
-from sssd_hpc.evaluate import figures, report
+from sssd_hpc.evaluate import figures, page, report
 from sssd_hpc.evaluate.classify import Recipe
 from sssd_hpc.evaluate.protocols import evaluate
+from sssd_hpc.evaluate.summary import beyond_floor, summary
 
 
 def _metric(value: float | None, reason: str | None = None) -> dict[str, Any]:
@@ -32,12 +33,38 @@ def _row(trained: str, tested: str, value: float | None, reason: str | None) -> 
         "num_test_positive": 36,
         "thresholds": [] if value is None else [0.4],
         "reason": reason,
-        "metrics": {name: _metric(value, reason) for name in report.COLUMNS},
+        "metrics": {name: _metric(value, reason) for name in page.COLUMNS},
         "test": {
             "ecg_id": [1, 2, 3, 4] if value else [],
             "label": [0, 1, 0, 1] if value else [],
             "scores": [[0.1, 0.6, 0.7, 0.9]] if value else [],
         },
+    }
+
+
+def _measure(title: str, value: float, floor: float, better: str = "lower") -> dict[str, Any]:
+    return {
+        "title": title,
+        "unit": "mV",
+        "better": better,
+        "value": value,
+        "low": value - 0.05,
+        "high": value + 0.05,
+        "floor": floor,
+        "floor_low": floor - 0.05,
+        "floor_high": floor + 0.05,
+        "reason": "",
+        "interval": "least to greatest of 5 repeats",
+    }
+
+
+def _effect(label: str, title: str, real: tuple[float, float, float]) -> dict[str, Any]:
+    sides = {
+        side: dict(zip(("value", "low", "high"), values, strict=True))
+        for side, values in (("real", real), ("synthetic", (3.0, 1.0, 5.0)))
+    }
+    return {"label": label, "title": title, "unit": "1/min", "num_real": 40, **sides} | {
+        "num_synthetic": 38
     }
 
 
@@ -77,12 +104,64 @@ def sample() -> dict[str, Any]:
             "TRTS": _row("real", "synthetic", None, "synthetic fold 10 has 0 records"),
         },
         "trtr_minus_tstr": {"roc_auc": {"value": 0.22, "low": 0.11, "high": 0.33, "reason": None}},
+        "fidelity": {
+            "Features": {
+                "frechet": _measure("Frechet distance", 20.0, 9.0),
+                "recall": _measure("recall", 0.4, 0.9, better="higher"),
+            },
+            "Signals": {
+                "mmd": _measure("discrepancy", 0.1, 0.1),
+                "none": {**_measure("undefined one", 0, 0), "value": None, "reason": "n is 1"},
+            },
+        },
+        "physiology": {
+            side: {"records": 60, "failed": failed, "reasons": {"a flat lead": failed}}
+            for side, failed in (("real", 0), ("synthetic", 3))
+        },
+        "label_effects": [
+            _effect("AFIB", "heart rate", (12.0, 8.0, 16.0)),
+            _effect("PVC", "PR interval", (1.0, -4.0, 6.0)),
+        ],
+        "privacy": {
+            "measures": {
+                "membership": {
+                    "title": "Membership inference",
+                    "value": 0.52,
+                    "low": 0.47,
+                    "high": 0.57,
+                    "ideal": 0.5,
+                    "reason": "",
+                    "exposed": False,
+                },
+                "copies": {
+                    "title": "Copies",
+                    "value": None,
+                    "low": None,
+                    "high": None,
+                    "ideal": None,
+                    "reason": "3 heldout records",
+                    "exposed": False,
+                },
+            },
+            "pairs": [
+                {
+                    "synthetic": 17,
+                    "training": 4,
+                    "similarity": 0.7,
+                    "shift_s": -0.4,
+                    "gain": 1.2,
+                    "copy": False,
+                }
+            ],
+            "recall": 0.97,
+            "num_planted": 100,
+        },
         "versions": {"python": "3.11"},
         "seconds": 12.5,
     }
 
 
-PICTURES = dict.fromkeys(report.CAPTIONS, b"png")
+PICTURES = dict.fromkeys(page.CAPTIONS, b"png")
 
 
 def test_the_terminal_table_is_aligned_and_explains_what_is_missing(sample: dict[str, Any]) -> None:
@@ -99,7 +178,7 @@ def test_the_terminal_table_is_aligned_and_explains_what_is_missing(sample: dict
 
 
 def test_the_summary_says_in_words_what_the_numbers_say(sample: dict[str, Any]) -> None:
-    first, second, third, last = report.summary(sample)
+    first, second, third, last, *_ = summary(sample)
     assert "ROC-AUC 0.80" in first
     assert "guessing" not in first
     assert second.endswith("cannot be told from guessing.")
@@ -107,23 +186,63 @@ def test_the_summary_says_in_words_what_the_numbers_say(sample: dict[str, Any]) 
     assert "costs 0.22 of ROC-AUC; the 95 % interval of the cost is 0.11 to 0.33." in last
     gap = sample["trtr_minus_tstr"]["roc_auc"]
     gap.update(value=-0.03, low=-0.1, high=0.04)
-    text = report.summary(sample)[-1]
+    text = summary(sample)[3]
     assert "costs no ROC-AUC (0.03 more)" in text
     assert text.endswith("-0.10 to 0.04, which cannot be told from none.")
     gap.update(_metric(None, "no scores"))
-    assert not any("Replacing" in line for line in report.summary(sample))
+    assert not any("Replacing" in line for line in summary(sample))
+
+
+def test_the_summary_counts_measures_beyond_their_floor_and_tells_of_privacy(
+    sample: dict[str, Any],
+) -> None:
+    fidelity, privacy = summary(sample)[-2:]
+    assert fidelity.startswith("2 of 3 measures of fidelity")
+    assert fidelity.endswith("farthest: Frechet distance; recall.")
+    assert privacy == "None of 1 measures of privacy tells training records from unseen ones."
+    sample["privacy"]["measures"]["membership"]["exposed"] = True
+    sample["privacy"]["pairs"][0]["copy"] = True
+    sample["privacy"]["pairs"].append({**sample["privacy"]["pairs"][0], "copy": False})
+    privacy = summary(sample)[-1]
+    assert privacy.startswith("Training records show through: Membership inference; 1 synthetic")
+    for group in sample["fidelity"].values():
+        for row in group.values():
+            row["value"] = None
+    assert "too few records" in summary(sample)[-2]
+
+
+@pytest.mark.parametrize(
+    ("better", "value", "beyond"),
+    [("lower", 0.5, True), ("lower", 0.19, False), ("higher", 0.5, False), ("higher", -0.5, True)],
+)
+def test_a_measure_differs_when_its_whole_interval_is_worse(
+    better: str, value: float, beyond: bool
+) -> None:
+    assert beyond_floor(_measure("m", value, 0.1, better=better)) is beyond
+    assert not beyond_floor({**_measure("m", value, 0.1, better=better), "floor": None})
+
+
+def test_the_page_tells_of_measures_labels_and_privacy(sample: dict[str, Any]) -> None:
+    text = page.report_page(sample, PICTURES)
+    assert text.count("<b class=bad>differs</b>") == 2
+    assert "n/a: n is 1" in text
+    assert "synthetic: 3 of 60 (a flat lead: 3)" in text
+    assert "AFIB" in text
+    assert "PVC" not in text.partition("What labels do")[2]
+    assert "finds 97% of 100 copies" in text
+    assert "-0.40 s" in text
 
 
 def test_the_page_warns_of_small_samples_and_of_allowed_leakage(sample: dict[str, Any]) -> None:
-    page = report.html(sample, PICTURES)
-    assert "This is a small sample" in page
-    assert "Leakage was allowed" not in page
+    text = page.report_page(sample, PICTURES)
+    assert "This is a small sample" in text
+    assert "Leakage was allowed" not in text
     sample["checks"].append({"name": "copies", "ok": False, "detail": "3 copies"})
     for row in sample["protocols"].values():
         row["num_test"] = 2198
-    page = report.html(sample, PICTURES)
-    assert "This is a small sample" not in page
-    assert "Leakage was allowed; scores are too good.</b> 3 copies" in page
+    text = page.report_page(sample, PICTURES)
+    assert "This is a small sample" not in text
+    assert "Leakage was allowed; scores are too good.</b> 3 copies" in text
 
 
 def test_hostile_names_reach_the_page_as_text(sample: dict[str, Any]) -> None:
@@ -132,10 +251,14 @@ def test_hostile_names_reach_the_page_as_text(sample: dict[str, Any]) -> None:
     sample["sides"]["real"]["name"] = sample["checks"][0]["detail"] = attack
     sample["checks"][0]["name"] = sample["versions"]["python"] = attack
     sample["protocols"]["TRTS"] = _row("real", "synthetic", None, attack)
-    page = report.html(sample, PICTURES)
-    assert "<script" not in page
-    assert "alert(1)" in page
-    assert f'title="{attack[:8]}' not in page
+    sample["fidelity"]["Signals"]["none"]["reason"] = attack
+    sample["physiology"]["real"]["reasons"] = {attack: 1}
+    sample["label_effects"][0]["label"] = attack
+    sample["privacy"]["measures"]["copies"]["reason"] = attack
+    text = page.report_page(sample, PICTURES)
+    assert "<script" not in text
+    assert text.count("alert(1)") >= 12
+    assert f'title="{attack[:8]}' not in text
 
 
 def test_the_roc_curve_equals_scikit_learn_with_ties() -> None:
@@ -152,7 +275,7 @@ def test_figures_are_drawn_when_protocols_are_missing(sample: dict[str, Any]) ->
     texts = [text.get_text() for text in curves.get_legend().get_texts()]
     assert texts == ["chance", "TRTR: 0.80 (0.70 to 0.85)", "TSTR: 0.58 (0.48 to 0.63)"]
     panels = figures.score_histograms(rows, "NORM").axes
-    assert [panel.get_title() for panel in panels] == [
+    assert [panel.get_title() for panel in panels if panel.get_visible()] == [
         "TRTR: tested on real",
         "TSTR: tested on real",
         "TRTS: tested on synthetic",
@@ -188,12 +311,12 @@ def test_the_report_lies_in_its_folder_and_names_no_path_of_the_machine(
     names = sorted(path.name for path in out.iterdir())
     assert names == ["cache", "figures", "report.html", "report.json"]
     names = sorted(path.name for path in (out / "figures").iterdir())
-    assert names == ["amplitudes.png", "records.png", "roc.png", "scores.png", "spectra.png"]
+    assert names == sorted(f"{name}.png" for name in page.CAPTIONS)
     assert json.loads((out / "report.json").read_text()) == report
-    page = (out / "report.html").read_text()
-    assert page.count("data:image/png;base64,") == 5
+    text = (out / "report.html").read_text()
+    assert text.count("data:image/png;base64,") == len(page.CAPTIONS)
     # Nothing is fetched: every source is embedded and no style or script comes from elsewhere.
-    assert set(re.findall(r'(?:src|href)="([^:"]*:?)', page)) == {"data:"}
-    assert "http" not in page
-    for text in ((out / "report.json").read_text(), page):
-        assert str(tmp_path) not in text
+    assert set(re.findall(r'(?:src|href)="([^:"]*:?)', text)) == {"data:"}
+    assert "http" not in text
+    for each in ((out / "report.json").read_text(), text):
+        assert str(tmp_path) not in each

@@ -52,12 +52,25 @@ def test_remembered_scores_are_those_of_the_classifier(
 def test_a_new_test_set_joins_what_is_remembered(
     arm: Arm, tiny: Recipe, tmp_path: Path, trained: list[int]
 ) -> None:
-    laboratory = Laboratory(tiny, (0,), tmp_path / "cache")
-    laboratory.scores(arm, [arm.validation])
-    laboratory.scores(arm, [arm.training])
-    laboratory.scores(arm, [arm.validation, arm.training])
+    for splits in ([arm.validation], [arm.training], [arm.validation, arm.training]):
+        Laboratory(tiny, (0,), tmp_path / "cache").scores(arm, splits)
     assert trained == [0, 0]
     assert len(list((tmp_path / "cache").iterdir())) == 1
+
+
+def test_a_classifier_is_trained_once_for_scores_and_features(
+    arm: Arm, tiny: Recipe, tmp_path: Path, trained: list[int]
+) -> None:
+    nothing = Split(((arm.training.parts[0][0], np.zeros(0, dtype=np.int64)),), np.zeros((0, 1)))
+    laboratory = Laboratory(tiny, (0, 1), tmp_path / "cache")
+    laboratory.scores(arm, [arm.validation])
+    values, empty = laboratory.features(arm, [arm.validation, nothing])
+    assert trained == [0, 1]
+    assert values.shape == (len(arm.validation), 128)
+    assert empty.shape == (0, 128)
+    (again,) = Laboratory(tiny, (0,), tmp_path / "cache").features(arm, [arm.validation])
+    assert trained == [0, 1]
+    assert np.array_equal(values, again)
 
 
 def test_other_records_labels_recipes_or_seeds_are_other_classifiers(
@@ -79,11 +92,10 @@ def test_other_records_labels_recipes_or_seeds_are_other_classifiers(
 def test_a_cut_file_is_no_memory(
     arm: Arm, tiny: Recipe, tmp_path: Path, trained: list[int], caplog: pytest.LogCaptureFixture
 ) -> None:
-    laboratory = Laboratory(tiny, (0,), tmp_path / "cache")
-    whole = laboratory.scores(arm, [arm.validation])
+    whole = Laboratory(tiny, (0,), tmp_path / "cache").scores(arm, [arm.validation])
     (path,) = (tmp_path / "cache").iterdir()
     path.write_bytes(path.read_bytes()[:100])
-    again = laboratory.scores(arm, [arm.validation])
+    again = Laboratory(tiny, (0,), tmp_path / "cache").scores(arm, [arm.validation])
     assert trained == [0, 0]
     assert np.array_equal(whole[0][0], again[0][0])
     assert "damaged and made again" in caplog.text

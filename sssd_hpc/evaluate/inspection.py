@@ -1,0 +1,123 @@
+"""What a synthetic set is like beside real records: fidelity, physiology, labels, privacy.
+
+Held-out real records (folds 9 and 10) are the yardstick: neither the generator nor the classifier
+whose features are compared has seen them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sssd_hpc.ecg.store import Store
+from sssd_hpc.evaluate import features, figures, physiology, privacy, relations
+from sssd_hpc.evaluate.comparison import Measure, Side, compare
+from sssd_hpc.evaluate.self_test import SelfTest, self_test, simulated_sides
+from sssd_hpc.evaluate.splits import Split, split
+from sssd_hpc.evaluate.utility import Arm, Laboratory
+from sssd_hpc.files import write_json
+
+MEASURES: tuple[Measure, ...] = (*features.FEATURES, *relations.RELATIONS, *physiology.MEASURES)
+GROUPS = {
+    "Features of the classifier": features.FEATURES,
+    "Signals": relations.RELATIONS,
+    "Physiology": physiology.MEASURES,
+}
+"""The measures of fidelity, as a reader meets them."""
+
+
+@dataclass(frozen=True, eq=False)
+class Inspection:
+    """What was found, and what the pictures are drawn from."""
+
+    found: dict[str, Any]
+    """For JSON: fidelity, physiology, label_effects, privacy."""
+    sides: dict[str, Side]
+    """Held-out "real" records and "synthetic" ones."""
+
+
+def inspect(
+    real: Store, synthetic: Store, label: str, laboratory: Laboratory, *, seed: int
+) -> Inspection:
+    """Compare a synthetic set with held-out real records, and audit it for copies.
+
+    Args:
+        real: store of the real records.
+        synthetic: store of the synthetic ones.
+        label: what the classifier tells apart whose features are compared; it is trained on the
+            real training records.
+        laboratory: trains it, or remembers its features.
+        seed: of draws and bootstraps.
+    """
+    parts = {part: split(real, [label], part) for part in ("training", "validation", "test")}
+    every = np.arange(synthetic.num_records)
+    splits = {
+        "real": parts["validation"] + parts["test"],
+        "synthetic": Split(((synthetic, every),), synthetic.labels_of(every)),
+        "training": parts["training"],
+    }
+    arm = Arm("real", parts["training"], parts["validation"])
+    values = laboratory.features(arm, list(splits.values()))
+    sides = {
+        name: _side(records, of_records)
+        for (name, records), of_records in zip(splits.items(), values, strict=True)
+    }
+    heldout, ours = sides["real"], sides["synthetic"]
+    compared = compare(MEASURES, heldout, ours, seed=seed)
+    audited = privacy.audit(
+        ours,
+        sides.pop("training"),
+        heldout,
+        synthetic_ids=splits["synthetic"].ecg_id,
+        training_ids=parts["training"].ecg_id,
+        seed=seed,
+    )
+    found = {
+        "fidelity": {
+            group: {
+                measure.name: {"title": measure.title, **compared[measure.name].to_json()}
+                for measure in measures
+            }
+            for group, measures in GROUPS.items()
+        },
+        "physiology": {name: physiology.table_of(side).summary() for name, side in sides.items()},
+        "label_effects": [
+            {**effect.to_json(), "title": physiology.TITLES[effect.quantity][0]}
+            for effect in physiology.label_effects(heldout, ours, seed=seed)
+        ],
+        "privacy": audited.to_json(),
+    }
+    return Inspection(found, sides)
+
+
+def self_check(out: Path, *, seed: int = 0) -> SelfTest:
+    """Test every measure on simulated records, privacy's too; write the matrix into `out`.
+
+    Writes self_test.json and figures/self_test.png.
+    """
+    heldout, training, features_of = simulated_sides(seed)
+    measures = (*MEASURES, *privacy.as_measures(training))
+    result = self_test(measures, heldout, training, features_of, seed=seed)
+    (out / "figures").mkdir(parents=True, exist_ok=True)
+    write_json(out / "self_test.json", result.to_json())
+    picture = figures.self_test_matrix(result)
+    picture.savefig(out / "figures" / "self_test.png", dpi=110, metadata={"Software": None})
+    return result
+
+
+def _side(records: Split, values: NDArray[np.float64]) -> Side:
+    """Return records with all labels of their store, as measures see them."""
+    store = records.parts[0][0]
+    rows = np.concatenate([rows for _, rows in records.parts])
+    return Side(
+        signals_mv=store.signals_mv(rows, store.lead_names),
+        labels=store.labels_of(rows),
+        features=values,
+        rate_hz=store.rate_hz,
+        label_names=store.label_names,
+        patients=store.patient_id[rows],
+    )
