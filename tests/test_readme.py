@@ -83,6 +83,24 @@ def test_physicians_are_asked_as_written(
     assert (tmp_path / "scores" / "review.html").is_file()
 
 
+def test_a_set_is_judged_as_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for seed, root in enumerate(("real", "synthetic")):
+        assert cli.main(["simulate", "--out", root, "--records", "40", "--seed", str(seed)]) == 0
+    assert cli.main(["prepare", "--source", "real", "--out", "store", "--labels", "super"]) == 0
+    for name in "abc":
+        Path(name).symlink_to("synthetic")
+    judged = commands(next(block for block in blocks() if "--protocol multilabel" in block))
+    # The first is the main job's, the last has tests of its own.
+    for command in judged[1:-1]:
+        assert cli.main([*command, "--epochs", "1"]) == 0, capsys.readouterr().err
+        assert "paper, Table I" in capsys.readouterr().out
+    assert judged[-1] == ["evaluate", "--self-test", "--out", "self-test"]
+    assert {f"table{n}" for n in (1, 2, 3)} <= {path.name for path in tmp_path.iterdir()}
+
+
 def test_the_table_of_commands_is_the_command_line() -> None:
     table = README[README.index("## Commands") : README.index("The main job by hand")]
     assert re.findall(r"^\| `([\w ]+)` \|", table, flags=re.MULTILINE) == list(cli.COMMANDS)
