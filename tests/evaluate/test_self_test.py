@@ -49,9 +49,15 @@ def side(count: int = 40, seed: int = 0) -> Side:
 
 
 @pytest.fixture(scope="module")
-def whole():
+def simulated():
+    """Held-out and training records, and features, as the self-test makes them."""
+    return simulated_sides()
+
+
+@pytest.fixture(scope="module")
+def whole(simulated):
     """The self-test as users get it, with a planted-copy finder beside the measures of fidelity."""
-    heldout, training, extract = simulated_sides()
+    heldout, training, extract = simulated
     finder = measure("copies", ("planted_copies",), compute=copies_in(training))
     return self_test((*FEATURES, *RELATIONS, finder), heldout, training, extract)
 
@@ -83,8 +89,8 @@ def test_a_picture_and_json_hold_the_whole_matrix(whole, tmp_path):
     assert again["cells"][0]["measure"] == "frechet"
 
 
-def test_physiology_and_privacy_see_what_they_declare():
-    heldout, training, extract = simulated_sides(num_features=100)
+def test_physiology_and_privacy_see_what_they_declare(simulated):
+    heldout, training, extract = simulated
     measures = (*physiology.MEASURES, *privacy.as_measures(training))
     tested = self_test(measures, heldout, training, extract, doses=(1.0,), repeats=3)
     assert tested.failures == []
