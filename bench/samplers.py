@@ -31,7 +31,7 @@ from sssd_hpc.evaluate.protocols import choose_label, open_store_or_root
 from sssd_hpc.evaluate.splits import FOLDS, split
 from sssd_hpc.evaluate.utility import Arm, Cell, Laboratory, binary_rows
 from sssd_hpc.generate import sampling
-from sssd_hpc.generate.shard import draw_signals
+from sssd_hpc.model.draw import draw_signals
 
 Results = dict[str, Any]
 

@@ -31,8 +31,8 @@ from sssd_hpc.diffusion import Denoiser, NoiseSchedule, captured, from_velocity
 from sssd_hpc.diffusion.denoiser import in_bfloat16
 from sssd_hpc.diffusion.method import choose
 from sssd_hpc.ecg.leads import EIGHT
-from sssd_hpc.generate.shard import Sampler, draw_signals
 from sssd_hpc.model import SSSDECG
+from sssd_hpc.model.draw import Sampler, draw_signals
 from sssd_hpc.model.export import export_path, load_export
 
 Results = dict[str, Any]

@@ -166,6 +166,7 @@ def disk() -> dict[str, float]:
     from safetensors.torch import load_file, save_file
 
     from sssd_hpc import files
+    from sssd_hpc.model.checkpoint import Checkpoint
     from sssd_hpc.train import checkpoint
     from sssd_hpc.train.ranks import Group
 
@@ -194,7 +195,7 @@ def disk() -> dict[str, float]:
         stems = {stem: named for stem in ("model", "optimizer", "ema", "rest")}
         saves = []
         for number in range(3):
-            part = checkpoint.Checkpoint(number, stems, {})
+            part = Checkpoint(number, stems, {})
             begin = time.perf_counter()
             checkpoint.save(folder / "run", part, group=Group(), keep=1)
             saves.append(time.perf_counter() - begin)

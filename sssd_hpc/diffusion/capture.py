@@ -50,6 +50,7 @@ def _capture(
                 denoiser(*inputs)
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        # Other threads, as NCCL's that watches a training run, may go on asking the device.
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
             output = denoiser(*inputs)
     return graph, inputs, output

@@ -15,8 +15,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from sssd_hpc.diffusion import Denoiser, NoiseSchedule, captured, from_velocity
-from sssd_hpc.diffusion.denoiser import in_bfloat16
+from sssd_hpc.diffusion import NoiseSchedule
 from sssd_hpc.diffusion.method import Method, choose
 from sssd_hpc.ecg.leads import EIGHT, LEADS
 from sssd_hpc.ecg.store import Store
@@ -36,8 +35,9 @@ from sssd_hpc.generate.root import (
     reopen,
     shard_locked,
 )
-from sssd_hpc.generate.shard import Sampler, draw_signals, run_shard
+from sssd_hpc.generate.shard import run_shard
 from sssd_hpc.model import SSSDECG
+from sssd_hpc.model.draw import Sampler, draw_signals, ready
 from sssd_hpc.model.export import check_store, export_path, load_export
 
 _log = logging.getLogger(__name__)
@@ -70,21 +70,14 @@ class Plan:
 
     def sampler(self) -> Sampler:
         """Return the model ready to draw, on its device."""
-        length, num_steps = self.metadata["length"], self.schedule.num_steps
-        network: Denoiser = self.model.to(self.device).for_sampling(length, num_steps)
-        if self.request.precision == "bf16":
-            network = in_bfloat16(network, self.device)
-        denoiser = captured(network)
-        if self.metadata["prediction"] == "velocity":
-            denoiser = from_velocity(denoiser, self.schedule.to(self.device))
-        return Sampler(
-            denoiser=denoiser,
-            schedule=self.schedule,
-            method=self.method,
-            leads=tuple(self.metadata["leads"]),
-            length=length,
-            scale_mv=self.metadata["scale_mv"],
+        names = ("prediction", "leads", "length", "scale_mv")
+        return ready(
+            self.model,
+            self.schedule,
+            self.method,
             device=self.device,
+            precision=self.request.precision,
+            **{name: self.metadata[name] for name in names},
         )
 
 
@@ -106,6 +99,7 @@ def plan(
     run: Path,
     like: Store,
     *,
+    checkpoint: str | None = None,
     folds: Sequence[int] = ALL_FOLDS,
     sampler: str | None = None,
     steps: int | None = None,
@@ -122,12 +116,15 @@ def plan(
     Records differ between batch sizes by rounding alone, 1 uV here and there. Up to 32 records a
     batch stay in a CPU's cache; a GPU wants as many as its memory holds.
 
+    `checkpoint` names one of the run, see `model.export.export_path`; the weights of each have an
+    export of their own, whose hash and samples seen the set tells.
+
     Raises:
-        UserError: no usable export in `run`; model and store differ in labels, rate or length;
-            an option out of range.
+        UserError: no usable export or no such checkpoint in `run`; model and store differ in
+            labels, rate or length; an option out of range.
     """
     _check_options(seed, batch_size)
-    export = export_path(run)
+    export = export_path(run, checkpoint)
     digest = sha256_file(export)
     model, metadata = load_export(export, weights=weights)
     check_store(metadata, like, run)

@@ -20,6 +20,7 @@ from torch import Tensor
 from sssd_hpc import files
 from sssd_hpc.ecg.store import Store
 from sssd_hpc.errors import UserError
+from sssd_hpc.model import checkpoint as checkpoints
 from sssd_hpc.model.sssd import SSSDECG
 
 FORMAT_VERSION = 1
@@ -95,17 +96,58 @@ def load_export(
     return model.eval(), metadata
 
 
-def export_path(run: Path) -> Path:
-    """Return the export of a run.
+def export_path(run: Path, checkpoint: str | None = None) -> Path:
+    """Return the export of a run: its last weights, or those of a checkpoint.
+
+    A checkpoint is named `latest` (the newest), `best` (the one in RUN/best) or by its folder,
+    `samples-000004000`. Its export is made of it and lies beside that of the run.
 
     Raises:
-        UserError: there is none.
+        UserError: there is none; or the checkpoint is damaged.
     """
     path = run / "export" / "model.safetensors"
     if not path.is_file():
         raise UserError(
             f"{run} has no export/model.safetensors; train it first, or let its training finish"
         )
+    return path if checkpoint is None else _export_checkpoint(run, checkpoint, path)
+
+
+def _export_checkpoint(run: Path, name: str, exported: Path) -> Path:
+    """Write a checkpoint's weights beside the export of its run, which describes the network."""
+    there = checkpoints.names(run / "checkpoints")
+    if not there:
+        raise UserError(f"{run} has no checkpoints; leave out --checkpoint for its export")
+    chosen = there[0] if name == "latest" else name
+    if name == "best":
+        try:
+            chosen = (run / "best").read_text(encoding="utf-8").strip().removeprefix("checkpoints/")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(
+                f"{run} has no best checkpoint: train it with --validate-every, or name one of "
+                f"{', '.join(there)}"
+            ) from error
+    path = run / "export" / f"{chosen}.safetensors"
+    if chosen not in there:
+        if checkpoints.FOLDER.fullmatch(chosen) and path.is_file():
+            # Removed since, as a set that is gone on with may find.
+            return path
+        raise UserError(
+            f"--checkpoint is {name!r}; {run} has best, latest, {', '.join(there)} "
+            "(train.keep_checkpoints 0 keeps all)"
+        )
+    found = checkpoints.read(run / "checkpoints" / chosen)
+    try:
+        with safe_open(exported, framework="pt", device="cpu") as stream:
+            metadata = _read_metadata(exported, stream.metadata() or {})
+        raw, averaged = found.tensors["model"], found.tensors["ema"]
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{exported} is not a whole safetensors file: {error}") from error
+    except KeyError as error:
+        raise UserError(f"{run / 'checkpoints' / chosen} holds no {error} weights") from error
+    del metadata["format_version"]
+    metadata["samples_seen"] = found.samples
+    save_export(path, metadata.pop("model"), raw, {**raw, **averaged}, metadata)
     return path
 
 

@@ -1,11 +1,11 @@
-"""The store of checkpoints: RUN/checkpoints/samples-%09d/, RUN/latest.
+"""The store of checkpoints: RUN/checkpoints/samples-%09d/, RUN/latest, RUN/best.
 
 A checkpoint is a folder of safetensors files, `state.json` and `MANIFEST.json` with the SHA-256 of
 each; it is written under a temporary name and renamed, so that it is whole or absent. Its tensors
 are whole and named: how many ranks wrote them, and how ZeRO spread them, is forgotten. Loading
 takes the newest that proves whole, names the damaged ones aloud, and refuses to start over in
-silence. Holds no pickles; knows neither models nor optimizers. `latest` is for people and scripts:
-it is written, never followed.
+silence. Holds no pickles; knows neither models nor optimizers. `latest` and `best` are for people
+and scripts: training writes them and follows neither.
 """
 
 from __future__ import annotations
@@ -13,49 +13,30 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load, save_file
-from torch import Tensor
+from safetensors.torch import save_file
 
 from sssd_hpc import files
 from sssd_hpc.errors import UserError
+from sssd_hpc.model.checkpoint import (
+    FORMAT_VERSION,
+    MANIFEST,
+    STATE,
+    Checkpoint,
+    Tensors,
+    folder,
+    names,
+    read,
+)
 from sssd_hpc.train.ranks import Group
 
 _log = logging.getLogger(__name__)
-
-FORMAT_VERSION = 1
-MANIFEST = "MANIFEST.json"
-STATE = "state.json"
-FOLDER = re.compile(r"samples-(\d{9})")
-
-Tensors = Mapping[str, Tensor]
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """All that a run needs to go on after `samples` records.
-
-    `tensors` maps a file's stem to its named tensors, contiguous and on the CPU; `state` holds
-    plain JSON values.
-    """
-
-    samples: int
-    tensors: Mapping[str, Tensors]
-    state: Mapping[str, Any]
-
-
-def folder(run: Path, samples: int) -> Path:
-    """Return where the checkpoint at `samples` samples lies."""
-    return run / "checkpoints" / f"samples-{samples:09d}"
 
 
 def save(run: Path, part: Checkpoint, *, group: Group, keep: int) -> Path:
@@ -78,7 +59,7 @@ class Writer:
     Args:
         run: the run's folder.
         group: the processes of the run.
-        keep: how many checkpoints to keep.
+        keep: how many checkpoints to keep; 0 keeps all.
         then: called by rank 0 in the thread with each new checkpoint, whole.
     """
 
@@ -91,6 +72,8 @@ class Writer:
         self._temp = Path()
         self._written: Future[dict[str, str]] | None = None
         self._after: Future[None] | None = None
+        self.best: int | None = None
+        """Samples of the checkpoint that is kept however old it is, by `name_best`."""
 
     def __enter__(self) -> Writer:
         return self
@@ -141,10 +124,9 @@ class Writer:
         part, written = self._part, self._written
         path = folder(self._run, part.samples)
         hashes = self._group.everywhere(written.result)
+        size, best = self._group.world_size, self.best
         self._group.first(
-            lambda: _commit(
-                self._run, path, self._temp, part, hashes, self._group.world_size, self._keep
-            )
+            lambda: _commit(self._run, path, self._temp, part, hashes, size, self._keep, best)
         )
         self._part = self._written = None
         self._group.first(self._rest)
@@ -152,6 +134,23 @@ class Writer:
             whole = (lambda: part) if self._group.world_size == 1 else (lambda: read(path))
             then = self._then
             self._after = self._pool.submit(lambda: then(whole()))
+
+    def name_best(self, newest: int, best: int | None) -> None:
+        """Let RUN/best name a checkpoint and keep it, however old, beside the newest ones.
+
+        None removes RUN/best: of the checkpoints that are there none has been validated.
+        """
+        self.best = best
+
+        def name() -> None:
+            if best is None:
+                (self._run / "best").unlink(missing_ok=True)
+                return
+            with _refusing(self._run / "best"):
+                point(self._run, folder(self._run, best), "best")
+                _retain(folder(self._run, newest), self._keep, best)
+
+        self._group.first(name)
 
     def _rest(self) -> None:
         """Wait for what came after the checkpoint before; raise what it raised."""
@@ -192,6 +191,7 @@ def _commit(
     hashes: list[dict[str, str]],
     world_size: int,
     keep: int,
+    best: int | None,
 ) -> None:
     """Make the folder that all ranks wrote to a checkpoint."""
     with _refusing(path):
@@ -208,7 +208,7 @@ def _commit(
         temp.rename(path)
         files.fsync_path(path.parent)
         point(run, path)
-        _retain(path, keep)
+        _retain(path, keep, best)
 
 
 @contextlib.contextmanager
@@ -232,11 +232,11 @@ def _refusing(path: Path) -> contextlib.AbstractContextManager[None]:
     return refusing(f"checkpoint {path}", "older checkpoints")
 
 
-def point(run: Path, path: Path) -> None:
-    """Let RUN/latest name this checkpoint; a killed writer may have left an older name."""
-    latest, name = run / "latest", f"{path.relative_to(run)}\n"
-    if latest.is_symlink() or not latest.is_file() or latest.read_bytes() != name.encode():
-        files.atomic_write_text(latest, name)
+def point(run: Path, path: Path, pointer: str = "latest") -> None:
+    """Let RUN/latest or RUN/best name this checkpoint; a killed writer may have left an older."""
+    place, name = run / pointer, f"{path.relative_to(run)}\n"
+    if place.is_symlink() or not place.is_file() or place.read_bytes() != name.encode():
+        files.atomic_write_text(place, name)
 
 
 def load_newest(run: Path) -> Checkpoint | None:
@@ -252,8 +252,8 @@ def load_newest(run: Path) -> Checkpoint | None:
         files.remove_temporaries(place)
     if run.is_dir():
         files.remove_temporaries(run)
-    names = _names(place)
-    for name in names:
+    found = names(place)
+    for name in found:
         try:
             checkpoint = read(place / name)
         except (UserError, OSError, SafetensorError) as error:
@@ -261,67 +261,22 @@ def load_newest(run: Path) -> Checkpoint | None:
         else:
             _log.info("going on from %s", place / name)
             return checkpoint
-    if names or (run / "latest").exists():
+    if found or (run / "latest").exists():
         raise UserError(
             f"{run} has been trained, but none of the checkpoints in {place} is whole "
-            f"({', '.join(names) or 'none is there'}); restore one, or give --run a new folder"
+            f"({', '.join(found) or 'none is there'}); restore one, or give --run a new folder"
         )
     return None
 
 
-def read(path: Path) -> Checkpoint:
-    """Read one checkpoint, proving every file by its hash before it is parsed.
-
-    Raises:
-        UserError: a file is missing, altered or not named by the manifest.
-    """
-    if path.is_symlink() or not path.is_dir():
-        raise UserError(f"{path} is not a folder of this run")
-    manifest = _manifest(path)
-    match = FOLDER.fullmatch(path.name)
-    if match is None or manifest["samples"] != int(match[1]):
-        raise UserError(f"{path / MANIFEST} counts {manifest['samples']} samples")
-    hashes = manifest["sha256"]
-    tensors: dict[str, dict[str, Tensor]] = {}
-    for name, expected in hashes.items():
-        member = files.inside(path, name)
-        if member.is_symlink() or not member.is_file():
-            raise UserError(f"{member} is missing")
-        # Bytes, not a mapped file: retention removes it while training still holds the tensors.
-        content = member.read_bytes()
-        if files.sha256_bytes(content) != expected:
-            raise UserError(f"{member} does not have the SHA-256 of its manifest")
-        if name.endswith(".safetensors"):
-            stem = Path(name).stem.partition("-")[0]
-            tensors.setdefault(stem, {}).update(load(content))
-    if STATE not in hashes:
-        raise UserError(f"{path / MANIFEST} does not name {STATE}")
-    return Checkpoint(manifest["samples"], tensors, files.read_json(path / STATE))
-
-
-def _manifest(path: Path) -> dict[str, Any]:
-    manifest = files.read_json(path / MANIFEST)
-    if not isinstance(manifest, dict) or manifest.get("format_version") != FORMAT_VERSION:
-        raise UserError(f"{path / MANIFEST} is not of format version {FORMAT_VERSION}")
-    hashes = manifest.get("sha256")
-    if not isinstance(hashes, dict) or not isinstance(manifest.get("samples"), int):
-        raise UserError(f"{path / MANIFEST} lacks its hashes or its count of samples")
-    return manifest
-
-
-def _names(place: Path) -> list[str]:
-    """Return the names of the checkpoints in a folder, newest first, whole or not."""
-    if not place.is_dir():
-        return []
-    return sorted((e.name for e in place.iterdir() if FOLDER.fullmatch(e.name)), reverse=True)
-
-
-def _retain(path: Path, keep: int) -> None:
-    """Keep `path` and the newest before it, `keep` in all; those beyond it did not load."""
-    names = _names(path.parent)
-    here = names.index(path.name)
-    for name in [*names[:here], *names[here + keep :]]:
-        _discard(path.parent / name)
+def _retain(path: Path, keep: int, best: int | None) -> None:
+    """Keep `path`, the best and the newest before it, `keep` or all; those beyond did not load."""
+    found = names(path.parent)
+    here = found.index(path.name)
+    old = found[here + keep :] if keep else []
+    for name in [*found[:here], *old]:
+        if best is None or name != folder(Path(), best).name:
+            _discard(path.parent / name)
 
 
 def _discard(path: Path) -> None:

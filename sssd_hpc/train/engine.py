@@ -214,7 +214,7 @@ def open_engine(
         UserError: complex parameters, or no compiler for DeepSpeed's operation.
     """
     refuse_complex(model)
-    with _matmul_precision(train.precision), _communication() as device:
+    with matmul_precision(train.precision), _communication() as device:
         with _quiet():
             import deepspeed
 
@@ -231,7 +231,7 @@ def open_engine(
 
 
 @contextlib.contextmanager
-def _matmul_precision(precision: str) -> Iterator[None]:
+def matmul_precision(precision: str) -> Iterator[None]:
     """Let tensor cores round float32 operands to tf32 inside the block, unless asked for fp32."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest" if precision == "fp32" else "high")

@@ -15,8 +15,8 @@ from sssd_hpc import files
 from sssd_hpc.config import Config
 from sssd_hpc.ecg.store import MANIFEST, Store
 from sssd_hpc.errors import UserError
+from sssd_hpc.model.checkpoint import Checkpoint
 from sssd_hpc.model.export import METADATA_KEY
-from sssd_hpc.train.checkpoint import Checkpoint
 
 # How long, how often, in what memory and on how many machines, not what: these may change when a
 # run goes on.
@@ -25,6 +25,7 @@ CHANGEABLE = (
     "train.checkpoint_every",
     "train.checkpoint_gap_s",
     "train.keep_checkpoints",
+    "train.validate_every",
     "train.log_every",
     "train.activation_checkpointing",
     "train.zero_stage",

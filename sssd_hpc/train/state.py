@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from sssd_hpc.errors import UserError
-from sssd_hpc.train.checkpoint import Checkpoint
+from sssd_hpc.model.checkpoint import Checkpoint
 from sssd_hpc.train.ema import MovingAverage
 from sssd_hpc.train.engine import Engine
 from sssd_hpc.train.ranks import Group

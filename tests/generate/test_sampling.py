@@ -29,7 +29,7 @@ from sssd_hpc.ecg.store import Store
 from sssd_hpc.errors import UserError
 from sssd_hpc.generate.manifest import build
 from sssd_hpc.generate.names import MANIFEST_FILE, REQUEST_FILE
-from sssd_hpc.generate.shard import Sampler, draw_signals
+from sssd_hpc.model.draw import Sampler, draw_signals
 from sssd_hpc.model.export import load_export
 
 from .conftest import ECG_IDS, FOLDS, LABELS, LENGTH, STEPS, make_run, make_store

@@ -16,7 +16,8 @@ from sssd_hpc.ecg.leads import EIGHT, LEADS, SSSD_ECG_EIGHT, take, to_twelve
 from sssd_hpc.errors import UserError
 from sssd_hpc.generate.manifest import Manifest, Request
 from sssd_hpc.generate.root import has_record
-from sssd_hpc.generate.shard import Sampler, draw_signals, record_noise, run_shard
+from sssd_hpc.generate.shard import run_shard
+from sssd_hpc.model.draw import Sampler, draw_signals, record_noise
 
 LENGTH, STEPS = 64, 5
 ECG_IDS = np.arange(1, 9)

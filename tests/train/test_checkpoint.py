@@ -13,8 +13,9 @@ import pytest
 import torch
 
 from sssd_hpc.errors import UserError
+from sssd_hpc.model.checkpoint import Checkpoint, read
 from sssd_hpc.train import checkpoint
-from sssd_hpc.train.checkpoint import Checkpoint, load_newest, read, save
+from sssd_hpc.train.checkpoint import load_newest, save
 from sssd_hpc.train.ranks import Group
 
 
