@@ -184,7 +184,9 @@ class TrainConfig:
     """Least seconds from one checkpoint to the next: fast training passes over those that would
     come sooner; 0 makes all of them."""
     keep_checkpoints: int = 3
-    """Newest checkpoints kept; older ones are removed."""
+    """Newest checkpoints kept, and the best; older ones are removed. 0 keeps all of them."""
+    validate_every: int = 0
+    """Samples between validations on fold 9, each of a checkpoint, and one at the end; 0: none."""
     log_every: int = 400
     """Samples between lines of metrics.jsonl."""
     precision: Literal["fp32", "tf32", "bf16"] = "fp32"
@@ -213,14 +215,15 @@ class TrainConfig:
             "samples",
             "batch_size",
             "checkpoint_every",
-            "keep_checkpoints",
             "log_every",
             "accumulation_steps",
             "timeout_s",
         ):
             value = getattr(self, name)
             _check(value >= 1, f"train.{name}", value, "at least 1")
-        _check(self.bad_steps >= 0, "train.bad_steps", self.bad_steps, "zero or more")
+        for name in ("keep_checkpoints", "validate_every", "bad_steps"):
+            value = getattr(self, name)
+            _check(value >= 0, f"train.{name}", value, "zero or more")
         _check(
             self.bad_steps == 0 or self.accumulation_steps == 1,
             "train.bad_steps",

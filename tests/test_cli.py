@@ -168,6 +168,24 @@ def test_convert_says_what_it_found(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert (tmp_path / "run" / "export" / "model.safetensors").is_file()
 
 
+def test_train_takes_validate_every_by_either_name(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    seen: list[int] = []
+
+    def called(settings: config.Config, *given: object) -> None:
+        seen.append(settings.train.validate_every)
+        raise UserError("enough")
+
+    monkeypatch.setattr("sssd_hpc.ecg.store.Store.open", lambda path, verify: path)
+    monkeypatch.setattr("sssd_hpc.train.loop.train", called)
+    flags = ["train", "--preset", "tiny", "--data", "a", "--run", str(tmp_path)]
+    for more in ([], ["--validate-every", "7"], ["--train.validate-every", "9"]):
+        assert cli.main([*flags, *more]) == 2
+    assert cli.main([*flags, "--validate-every", "-1"]) == 2
+    assert seen == [0, 7, 9]
+
+
 def test_sample_takes_every_sampler_there_is() -> None:
     kind, absent = typing.get_args(typing.get_type_hints(cli.sample)["sampler"])
     assert typing.get_args(kind) == tuple(DEFAULT_STEPS)

@@ -10,6 +10,8 @@ with maximum as default; the mean did better in cross-validation on real records
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -116,11 +118,13 @@ def fit(
     recipe: Recipe,
     seed: int,
     title: str = "classifier",
+    on_batch: Callable[[int, int], None] | None = None,
 ) -> Classifier:
     """Train a classifier on signals (n, leads, L) in mV and labels (n, num_labels) of 0 and 1.
 
     On a CPU the same arguments and thread count give the same classifier; the caller's random state
-    is left alone.
+    is left alone. `on_batch(done, total)`, where given, is told of each batch instead of a progress
+    bar; what it raises ends the training.
 
     Raises:
         UserError: fewer than two records, or signals that are not finite.
@@ -143,7 +147,7 @@ def fit(
         network.to("cuda" if torch.cuda.is_available() else "cpu")
         # A flat training set has no spread; it is left as it is.
         classifier = Classifier(network, mean_mv, std_mv or 1.0, window)
-        _train(classifier, signals_mv, labels, recipe, np.random.default_rng(seed), title)
+        _train(classifier, signals_mv, labels, recipe, np.random.default_rng(seed), title, on_batch)
     return classifier
 
 
@@ -165,6 +169,7 @@ def _train(
     recipe: Recipe,
     generator: np.random.Generator,
     title: str,
+    on_batch: Callable[[int, int], None] | None,
 ) -> None:
     """Run the recipe's epochs; a crop begins anywhere in its record, anew in each epoch."""
     network, window = classifier.network, classifier.window
@@ -180,7 +185,9 @@ def _train(
     )
     criterion = nn.BCEWithLogitsLoss()
     network.train()
-    with Progress(title, total=recipe.epochs, unit="epochs") as progress:
+    batches = itertools.count(1)
+    bar = Progress(title, total=recipe.epochs, unit="epochs") if on_batch is None else None
+    with bar or contextlib.nullcontext():
         for _ in range(recipe.epochs):
             losses = []
             # Batches of nearly equal size: batch norm cannot take a last batch of one record.
@@ -196,4 +203,7 @@ def _train(
                 optimizer.step()
                 schedule.step()
                 losses.append(loss.detach())
-            progress.advance(1, loss=float(torch.stack(losses).mean()))
+                if on_batch:
+                    on_batch(next(batches), recipe.epochs * num_batches)
+            if bar:
+                bar.advance(1, loss=float(torch.stack(losses).mean()))

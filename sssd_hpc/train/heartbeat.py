@@ -40,7 +40,7 @@ GRACE_S = 2.0
 LOST = "lost the others"
 """The words of a rank that failed only because another had."""
 
-Phase = Literal["start", "step", "save", "done", "failed"]
+Phase = Literal["start", "step", "save", "validate", "done", "failed"]
 
 
 def folder(run: Path) -> Path:

@@ -13,6 +13,7 @@ import dataclasses
 import logging
 import math
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,6 +26,7 @@ from sssd_hpc.config import Config, TrainConfig
 from sssd_hpc.diffusion import NoiseSchedule, distillation_loss, epsilon_loss, velocity_loss
 from sssd_hpc.ecg.store import Store
 from sssd_hpc.errors import Interrupted, UserError
+from sssd_hpc.model.checkpoint import Checkpoint, folder, read
 from sssd_hpc.model.export import save_export
 from sssd_hpc.progress import Progress
 from sssd_hpc.train import checkpoint as checkpoints
@@ -36,7 +38,6 @@ from sssd_hpc.train.build import (
     parameter_groups,
     schedule_arguments,
 )
-from sssd_hpc.train.checkpoint import Checkpoint
 from sssd_hpc.train.data import batch_positions, draw, drop_labels, share
 from sssd_hpc.train.describe import describe, peak_flops, step_flops
 from sssd_hpc.train.engine import Engine, device_here, open_engine, processes
@@ -46,11 +47,13 @@ from sssd_hpc.train.signals import StopFlag
 from sssd_hpc.train.state import Tally, TrainState, load_weights
 from sssd_hpc.train.teacher import Teacher, load_teacher
 from sssd_hpc.train.tensorboard import Board
+from sssd_hpc.train.validation import Validator, Watch, due
 
 __all__ = ["describe", "train"]
 
 _log = logging.getLogger(__name__)
 
+METRICS = "metrics.jsonl"
 LOSSES = {"epsilon": epsilon_loss, "velocity": velocity_loss}
 
 
@@ -100,7 +103,14 @@ def train(config: Config, store: Store, run: Path, distill_from: Path | None = N
             if not found:
                 return None, False
             exported = resume.exported_samples(run) == found.samples
-            return found.samples, found.samples >= config.train.samples and exported
+            validated = metrics.validations(run / METRICS)
+            lacking = due(config.train, found.samples) and found.samples not in validated
+            done = found.samples >= config.train.samples and exported and not lacking
+            best = _best_there(run, validated) if done else None
+            if best is not None:
+                # A kill may have come before the name.
+                checkpoints.point(run, folder(run, best), "best")
+            return found.samples, done
 
         samples, done = group.first(begin)
         if done:
@@ -120,24 +130,39 @@ def train(config: Config, store: Store, run: Path, distill_from: Path | None = N
 
         def follow() -> None:
             if group.rank and samples is not None:
-                kept[0] = checkpoints.read(checkpoints.folder(run, samples))
+                kept[0] = read(folder(run, samples))
 
         group.everywhere(follow)
         trainer = Trainer(config, store, run, group, kept.pop(), heart, data, teacher)
 
         def sign() -> None:
             files.atomic_write_text(run / "config.yaml", configs.dump(config))
-            metrics.truncate(run / "metrics.jsonl", samples or 0)
+            metrics.truncate(run / METRICS, samples or 0)
             if samples is not None:
-                checkpoints.point(run, checkpoints.folder(run, samples))
+                checkpoints.point(run, folder(run, samples))
 
         group.first(sign)
         samples = trainer.go_on(stop)
-        name = next(filter(None, group.gather(stop.name)), None)
+        name = _signalled(group, stop)
         if name and samples < config.train.samples:
-            raise Interrupted(
-                f"{name} came after {samples} samples, saved in {run}; the same command goes on"
-            )
+            raise _interrupted(name, samples, run)
+
+
+def _best_there(run: Path, validated: Mapping[int, Mapping[str, Any]]) -> int | None:
+    """Return the best of the checkpoints that are there, by its samples."""
+    there = {samples for samples in validated if folder(run, samples).is_dir()}
+    return metrics.best({samples: validated[samples] for samples in there})
+
+
+def _signalled(group: Group, stop: StopFlag) -> str | None:
+    """Return the name of a signal that came to any rank."""
+    return next(filter(None, group.gather(stop.name)), None)
+
+
+def _interrupted(name: str | None, samples: int, run: Path) -> Interrupted:
+    return Interrupted(
+        f"{name} came after {samples} samples, saved in {run}; the same command goes on"
+    )
 
 
 def learning_rate(train: TrainConfig, samples: int) -> float:
@@ -180,13 +205,17 @@ class Trainer:
         teacher: Teacher | None,
     ) -> None:
         self.config, self.store, self.run, self.group = config, store, run, group
+        train = config.train
         self.heart, self.data = heart, data
         self.leads = model_leads(config)
-        self.records = store.indices(configs.parse_folds(config.train.folds))
+        self.records = store.indices(configs.parse_folds(train.folds))
         if not len(self.records):
             raise UserError(
-                f"train.folds is {config.train.folds!r}, but {store.path} has no record in them"
+                f"train.folds is {train.folds!r}, but {store.path} has no record in them"
             )
+        self.validator = Validator(config, store, run, group) if train.validate_every else None
+        self.validated: dict[int, dict[str, Any]] = {}
+        """What each validation found, by samples."""
         device = device_here()
         self.model = build_model(config, store).to(device)
         if found:
@@ -196,16 +225,18 @@ class Trainer:
         self.found = found
         self.schedule = NoiseSchedule.linear(**schedule_arguments(config)).to(device)
         self.teacher = teacher and teacher.network(store.length, self.schedule.num_steps, device)
-        batch, world_size = config.train.batch_size, group.world_size
+        batch, world_size = train.batch_size, group.world_size
         shares = [share(batch, world_size, rank) for rank in range(world_size)]
         self.stragglers = Stragglers(run, [of.stop - of.start for of in shares])
         self.flops = step_flops(config, store.length, batch) / batch
         """What a sample takes."""
         gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
-        peak = peak_flops(gpu, config.train.precision)
+        peak = peak_flops(gpu, train.precision)
         self.peak = peak and peak * world_size
         self.seen: dict[str, float] = {}
         """What progress shows of the last line of metrics.jsonl."""
+        self.judged: dict[str, float | int] = {}
+        """What progress shows of the best validation."""
         self.saved_at = -math.inf
         """When the last checkpoint was begun, by this process's monotonic clock."""
         self.prepared = 0.0
@@ -239,6 +270,11 @@ class Trainer:
             checkpoints.Writer(self.run, self.group, keep, self._export) as writer,
         ):
             self.writer = writer
+            self.validated = self.group.first(lambda: metrics.validations(self.run / METRICS))
+            self._name_best(saved)
+            if due(train, saved) and saved not in self.validated:
+                # A kill came between the checkpoint and its validation.
+                self._validate(saved, stop, state.engine.device, progress)
             since = (time.monotonic(), saved)
             stopping = False
             while state.samples < train.samples and not stopping:
@@ -247,19 +283,24 @@ class Trainer:
                 self.heart.beat("step", state.samples)
                 if progress:
                     told = {"loss": loss, "grad_norm": state.norm, "lr": state.rate}
-                    progress.advance(state.samples - before, **told, **self.seen)
+                    progress.advance(state.samples - before, **told, **self.seen, **self.judged)
                 if _crossed(train.log_every, before, state) or state.samples == train.samples:
                     since = self._log_line(state, since)
                 if rested and _crossed(train.checkpoint_every, before, state):
                     saved = self._save(state)
+                if due(train, state.samples):
+                    saved = saved if saved == state.samples else self._save(state)
+                    began = time.monotonic()
+                    self._validate(saved, stop, state.engine.device, progress)
+                    since = since[0] + time.monotonic() - began, since[1]
             self.heart.beat("save", state.samples)
             if state.samples > saved:
                 self._save(state)
             writer.finish()
             if self.found and self.found.samples == state.samples:
                 # Only the export was missing.
-                path = checkpoints.folder(self.run, state.samples)
-                self.group.first(lambda: self._export(checkpoints.read(path)))
+                path = folder(self.run, state.samples)
+                self.group.first(lambda: self._export(read(path)))
 
     def _save(self, state: TrainState) -> int:
         """Begin a checkpoint; return its count of samples."""
@@ -267,6 +308,47 @@ class Trainer:
         self.writer.begin(state.capture(self.data))
         self.saved_at = time.monotonic()
         return state.samples
+
+    def _validate(
+        self, samples: int, stop: StopFlag, device: torch.device, progress: Progress | None
+    ) -> None:
+        """Score the checkpoint at this count, begun or whole, and name the best so far."""
+        assert self.validator is not None
+        self.writer.finish()
+
+        def beat(doing: str) -> None:
+            self.heart.beat("validate", samples)
+            if progress and doing:
+                progress.advance(0, validation=doing)
+
+        def stopped() -> Exception:
+            return _interrupted(_signalled(self.group, stop), samples, self.run)
+
+        watch = Watch(self.group, device, lambda: stop.name is not None, stopped, beat)
+        found = self.validator.score(samples, watch, device)
+
+        def write() -> None:
+            metrics.append(self.run / METRICS, {"samples": samples, "validation": found})
+            if self.board:
+                numbers = {f"validation_{name}": found[name] for name in ("frechet", "roc_auc")}
+                known = {name: value for name, value in numbers.items() if value is not None}
+                self.board.add({"samples": samples, **known})
+
+        self.group.first(write)
+        self.validated[samples] = found
+        self._name_best(samples)
+        if progress:
+            progress.advance(0, **self.judged)
+        if self.group.rank == 0:
+            _log.info("validation at %d samples: %s", samples, metrics.words(found))
+
+    def _name_best(self, newest: int) -> None:
+        """Keep and name the best of the checkpoints that are there, `newest` being the newest."""
+        best = self.group.first(lambda: _best_there(self.run, self.validated))
+        self.writer.name_best(newest, best)
+        self.judged = {}
+        if best is not None:
+            self.judged = {"best": float(self.validated[best]["frechet"]), "at": best}
 
     def _step(self, state: TrainState, stop: StopFlag) -> Vote:
         """Take one optimizer step, and have all ranks agree on what follows from it."""
@@ -397,7 +479,7 @@ class Trainer:
             row["skipped"] = tally.skipped
 
         def write() -> None:
-            metrics.append(self.run / "metrics.jsonl", row)
+            metrics.append(self.run / METRICS, row)
             if self.board:
                 self.board.add(row)
 

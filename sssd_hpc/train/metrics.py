@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
 import os
 import resource
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +34,44 @@ def append(path: Path, row: dict[str, Any]) -> None:
         stream.write(json.dumps(row, allow_nan=False) + "\n")
         stream.flush()
         os.fsync(stream.fileno())
+
+
+def validations(path: Path) -> dict[int, dict[str, Any]]:
+    """Return what each validation found, by samples seen; lines that hold none are passed over."""
+    found = {}
+    with contextlib.suppress(OSError):
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+            with contextlib.suppress(ValueError, RecursionError, KeyError, TypeError):
+                row = json.loads(line)
+                if isinstance(row["validation"], dict) and type(row["samples"]) is int:
+                    found[row["samples"]] = row["validation"]
+    return found
+
+
+def words(found: Mapping[str, Any]) -> str:
+    """Return a validation in words."""
+    names = {"frechet": "Frechet distance", "roc_auc": "TRTS ROC-AUC"}
+    told = [
+        f"{title} {found[name]:.4g}"
+        for name, title in names.items()
+        if isinstance(found.get(name), float)
+    ]
+    return ", ".join([*told, *([str(found["reason"])] if found.get("reason") else [])])
+
+
+def best(found: Mapping[int, Mapping[str, Any]]) -> int | None:
+    """Return the samples of the validation with the least Frechet distance, None without one.
+
+    Not the greatest TRTS ROC-AUC: records more typical of their label than real ones score best
+    there, and one clear record drawn again and again scores perfectly. The distance grows wherever
+    the mean or the spread of drawn records leaves that of real ones.
+    """
+    known = {
+        samples: row["frechet"]
+        for samples, row in found.items()
+        if isinstance(row.get("frechet"), float) and math.isfinite(row["frechet"])
+    }
+    return min(known, key=lambda samples: (known[samples], samples), default=None)
 
 
 def truncate(path: Path, samples: int) -> None:

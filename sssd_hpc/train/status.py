@@ -22,6 +22,7 @@ from sssd_hpc import files
 from sssd_hpc.errors import UserError
 from sssd_hpc.progress import duration
 from sssd_hpc.train import heartbeat
+from sssd_hpc.train import metrics as validated
 from sssd_hpc.train.restart import HISTORY, newest_samples
 
 State = Literal["new", "running", "finished", "stopped", "failed", "dead"]
@@ -68,6 +69,10 @@ class Status:
     loss: float | None
     losses: list[float]
     """Means of up to 40 equal parts of the run."""
+    validation: dict[str, Any] | None
+    """The last validation, with its samples."""
+    best: dict[str, Any] | None
+    """The validation of the least Frechet distance, with its samples."""
 
 
 def examine(run: Path, *, now: float | None = None) -> Status:
@@ -93,6 +98,8 @@ def examine(run: Path, *, now: float | None = None) -> Status:
     running = state == "running" and rate and total
     manifest = run / "checkpoints" / f"samples-{newest or 0:09d}" / "MANIFEST.json"
     told = beats[0][0] if beats else {}
+    found = validated.validations(run / "metrics.jsonl")
+    best = validated.best(found)
     return Status(
         run=str(run),
         state=state,
@@ -109,6 +116,8 @@ def examine(run: Path, *, now: float | None = None) -> Status:
         restarts=restarts,
         loss=losses[-1] if losses else None,
         losses=_means(losses, SPARKS),
+        validation={"samples": max(found), **found[max(found)]} if found else None,
+        best={"samples": best, **found[best]} if best is not None else None,
     )
 
 
@@ -149,6 +158,9 @@ def _facts(status: Status, *, blocks: bool) -> list[str]:
     if status.loss is not None:
         curve = f"  {sparkline(status.losses)}" if blocks and len(status.losses) > 1 else ""
         facts.append(("loss", f"{status.loss:.4g}, first {status.losses[0]:.4g}{curve}"))
+    for name, row in (("validation", status.validation), ("best", status.best)):
+        if row:
+            facts.append((name, f"at {row['samples']:,} samples: {validated.words(row)}"))
     for line, attempt in enumerate(status.restarts[-SHOWN:]):
         count = f"{len(status.restarts)} ended" if not line else ""
         word = "requeued" if attempt.get("requeue") else "not requeued"
@@ -206,7 +218,9 @@ def _state(ranks: Sequence[Rank], newest: int | None, total: int | None) -> tupl
             return "dead", f"no rank was heard of for {duration(age)}; {again}"
         names = ", ".join(f"rank {rank.rank} on {rank.host}" for rank in silent[:SHOWN])
         phases = {rank.phase for rank in ranks}
-        doing = "starting" if phases == {"start"} else "saving" if "save" in phases else ""
+        words = {"validate": "validating", "save": "saving"}
+        doing = next((words[phase] for phase in words if phase in phases), "")
+        doing = "starting" if phases == {"start"} else doing
         return "running", f"but {names} silent" if silent else doing
     if complete:
         return "finished", ""

@@ -15,7 +15,7 @@ from sssd_hpc.ecg.leads import LEADS
 from sssd_hpc.ecg.store import Store
 
 
-def make_store(num_records: int = 10, length: int = 40, name: str = "a") -> Store:
+def make_store(num_records: int = 10, length: int = 40, name: str = "a", folds: int = 8) -> Store:
     """Return records of sines whose frequency the first label decides."""
     rng = np.random.default_rng(5)
     labels = rng.integers(0, 2, (num_records, 2), dtype=np.uint8)
@@ -40,7 +40,7 @@ def make_store(num_records: int = 10, length: int = 40, name: str = "a") -> Stor
         labels=labels,
         ecg_id=np.arange(1, num_records + 1),
         patient_id=np.arange(num_records).astype(str),
-        strat_fold=np.arange(num_records) % 8 + 1,
+        strat_fold=np.arange(num_records) % folds + 1,
         scp_codes=({},) * num_records,
         flags=((),) * num_records,
     )

@@ -22,8 +22,10 @@ from types import ModuleType
 
 import torch
 
-from sssd_hpc.train import checkpoint, engine, loop
-from sssd_hpc.train.checkpoint import Checkpoint, load_newest
+from sssd_hpc.evaluate.classify import Recipe
+from sssd_hpc.model.checkpoint import Checkpoint, read
+from sssd_hpc.train import checkpoint, engine, loop, metrics, validation
+from sssd_hpc.train.checkpoint import load_newest
 from sssd_hpc.train.ranks import Group
 
 WATCHED = ("open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "half-written")
@@ -92,7 +94,7 @@ def killed_saves(run: Path) -> list[int]:
         lived = child(lambda: save(12), kill_at=len(found) + 1)
         # No half of a checkpoint is ever visible.
         for entry in run.glob("checkpoints/samples-*"):
-            checkpoint.read(entry)
+            read(entry)
         newest = load_newest(run)
         assert newest is not None
         assert newest.tensors["model"]["w"][0] == newest.samples
@@ -103,20 +105,28 @@ def killed_saves(run: Path) -> list[int]:
 
 
 def killed_trainings(run: Path, kills: int) -> list[str]:
-    """Return the last checkpoint's manifest after an unkilled run and after each killed one."""
+    """Return the last checkpoint's manifest, the best one's name and what validations found after
+    an unkilled run and after each killed one.
+    """
     # Once here instead of once in every child.
     engine.prebuild()
     importlib.import_module("torch._dynamo")
     conftest = beside("conftest.py")
-    config, store = conftest.make_config(samples=16), conftest.make_store()
+    config = conftest.make_config(samples=16, validate_every=8, keep_checkpoints=1)
+    store = conftest.make_store(30, folds=10)
+    validation.RECIPE = Recipe(epochs=1, num_blocks=(1,), width=4)
 
     def train() -> None:
         loop.train(config, store, run)
 
     def outcome() -> str:
         manifest = (run / (run / "latest").read_text().strip() / "MANIFEST.json").read_text()
+        best = (run / "best").read_text()
+        assert read(run / best.strip()).samples in (8, 16)
+        found = metrics.validations(run / "metrics.jsonl")
+        told = [(samples, row["frechet"], row["roc_auc"]) for samples, row in found.items()]
         shutil.rmtree(run)
-        return manifest
+        return f"{manifest}{best}{told}"
 
     events = child(train, kill_at=0)
     assert events is not None

@@ -43,6 +43,26 @@ def beat(run: Path, rank: int, phase: str, *, age: float, samples: int = 600, **
     os.utime(path, (NOW - age, NOW - age))
 
 
+def test_the_last_validation_and_the_best_are_told(run: Path) -> None:
+    metrics(run, [1.0])
+    found = [{"frechet": 2.5, "roc_auc": 0.75}, {"frechet": None, "reason": "3 are \x1b[1m bad"}]
+    with open(run / "metrics.jsonl", "a") as stream:
+        for number, row in enumerate(found, 1):
+            print(json.dumps({"samples": 400 * number, "validation": row}), file=stream)
+        stream.write(
+            '{"samples": Infinity, "validation": {}}\n{"samples": 900, "validation": 3}\n{'
+        )
+    beat(run, 0, "validate", age=1, samples=800)
+    state = status.examine(run, now=NOW)
+    assert state.validation == {"samples": 800, **found[1]}
+    assert state.best == {"samples": 400, **found[0]}
+    assert state.losses == [1.0]
+    told = status.text(state, io.StringIO())
+    assert "RUNNING; validating" in told
+    assert "  validation  at 800 samples: 3 are [1m bad\n" in told
+    assert "  best        at 400 samples: Frechet distance 2.5, TRTS ROC-AUC 0.75" in told
+
+
 def checkpoint(run: Path, samples: int, age: float = 30) -> None:
     manifest = run / "checkpoints" / f"samples-{samples:09d}" / "MANIFEST.json"
     manifest.parent.mkdir(parents=True)

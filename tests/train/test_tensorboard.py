@@ -11,6 +11,7 @@ import pytest
 
 from sssd_hpc.errors import UserError
 from sssd_hpc.train.loop import train
+from sssd_hpc.train.validation import Validator
 
 
 def curve(run: Path, name: str) -> list[tuple[int, float]]:
@@ -40,3 +41,16 @@ def test_without_the_package_the_run_is_refused_before_anything_is_written(
     with pytest.raises(UserError, match=r"pip install 'sssd_hpc\[tensorboard\]'"):
         train(small.config(tensorboard=True), small.store(), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_validations_are_curves_where_there_is_a_number(
+    tmp_path: Path, small: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def score(validator: Validator, samples: int, *given: object) -> dict[str, float | None]:
+        return {"frechet": samples / 4, "roc_auc": None if samples == 8 else 0.5}
+
+    monkeypatch.setattr(Validator, "score", score)
+    config = small.config(samples=16, validate_every=8, tensorboard=True)
+    train(config, small.store(20, folds=10), tmp_path)
+    assert curve(tmp_path, "train/validation_frechet") == [(8, 2.0), (16, 4.0)]
+    assert curve(tmp_path, "train/validation_roc_auc") == [(16, 0.5)]

@@ -13,6 +13,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from sssd_hpc.train.metrics import validations
+
 WORLD = Path(__file__).with_name("world.py")
 # Sums in another order: a few units in the last place of float32, grown over eight steps.
 ROUNDING = 2e-5
@@ -22,6 +24,8 @@ STAGES = [
 DAMAGES = ["flipped", "cut", "missing", "outside"]
 BROKEN = {"metrics": "metrics.jsonl", "export": "export/model.safetensors", "latest": "latest"}
 HOURLY = {"checkpoint_gap_s": 3600, "keep_checkpoints": 9}
+VALIDATED = {"validate_every": 8, "keep_checkpoints": 1, "samples": 24}
+HALTED: dict[str, Any] = {"settings": {**VALIDATED, "zero_stage": 2}, "records": 50}
 CHAIN = [(1, 0, 8), (2, 2, 16), (4, 3, 22), (3, 1, 26), (1, 0, 32)]
 PLANS: list[dict[str, Any]] = [
     {"run": "alone", "world": 1},
@@ -57,6 +61,12 @@ PLANS: list[dict[str, Any]] = [
     {"run": "signalled", "world": 2, "settings": {"zero_stage": 2}},
     {"run": "killed", "world": 2, "settings": {"zero_stage": 2}, "signal": [1, "SIGKILL", 12]},
     {"run": "killed", "world": 2, "settings": {"zero_stage": 2}},
+    *(
+        {"run": name, "world": world, "settings": {**VALIDATED, "zero_stage": stage}, "records": 50}
+        for name, world, stage in (("valid-alone", 1, 0), ("valid-2", 2, 2), ("valid-3", 3, 3))
+    ),
+    {"run": "halted", "world": 2, **HALTED, "halt": [1, "SIGUSR1", 16]},
+    {"run": "halted", "world": 2, **HALTED},
     {"run": "spoiled", "world": 2, "settings": {}, "spoil": [1, 12]},
     {"run": "skipped", "world": 2, "settings": {"bad_steps": 1}, "spoil": [1, 12]},
     *(
@@ -105,7 +115,15 @@ def tensors(run: Path) -> dict[str, Tensor]:
 
 
 def losses(run: Path) -> list[float]:
-    return [json.loads(line)["loss"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [row["loss"] for row in rows if "loss" in row]
+
+
+def validated(run: Path) -> dict[int, dict[str, Any]]:
+    found = validations(run / "metrics.jsonl")
+    for row in found.values():
+        del row["seconds"]
+    return found
 
 
 def assert_close(run: Path, other: Path, bound: float = ROUNDING) -> None:
@@ -118,7 +136,7 @@ def assert_close(run: Path, other: Path, bound: float = ROUNDING) -> None:
 
 
 def test_every_rank_of_every_plan_ends_as_it_should(worlds: Any) -> None:
-    expected = {"signalled": [[75, 75], [0, 0]], "spoiled": [[2, 2]]}
+    expected = {"signalled": [[75, 75], [0, 0]], "halted": [[75, 75], [0, 0]], "spoiled": [[2, 2]]}
     expected |= {f"broken-{kind}": [[2, 2]] for kind in BROKEN}
     for run in {plan["run"] for plan in PLANS} - {"killed"}:
         found = outcomes(worlds, run)
@@ -167,6 +185,26 @@ def test_a_signal_to_one_rank_stops_all_and_the_run_goes_on_bit_for_bit(worlds: 
         assert words.startswith("stopped early: SIGUSR1 came after 16 samples")
     ours, theirs = tensors(worlds[0] / "signalled"), tensors(worlds[0] / "stage-2")
     assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
+
+
+@pytest.mark.parametrize("run", ["valid-2", "valid-3"])
+def test_several_ranks_validate_as_one_does(worlds: Any, run: str) -> None:
+    assert losses(worlds[0] / run) == pytest.approx(losses(worlds[0] / "valid-alone"), rel=ROUNDING)
+    ours, theirs = validated(worlds[0] / run), validated(worlds[0] / "valid-alone")
+    assert list(ours) == list(theirs) == [8, 16, 24]
+    for samples, row in ours.items():
+        assert row["records"] == 5
+        assert row["roc_auc"] == theirs[samples]["roc_auc"]
+        # A distance of squares: twice the rounding of what is compared, and as much again.
+        assert row["frechet"] == pytest.approx(theirs[samples]["frechet"], rel=4 * ROUNDING)
+    best = (worlds[0] / run / "best").read_text()
+    assert best == (worlds[0] / "valid-alone" / "best").read_text()
+
+
+def test_a_signal_to_one_rank_in_a_validation_stops_all_and_it_is_done_again(worlds: Any) -> None:
+    for words in outcomes(worlds, "halted")[0]["said"]:
+        assert words.startswith("stopped early: SIGUSR1 came after 16 samples, saved")
+    assert validated(worlds[0] / "halted") == validated(worlds[0] / "valid-2")
 
 
 def test_a_killed_rank_takes_the_others_down_and_the_run_goes_on_bit_for_bit(worlds: Any) -> None:

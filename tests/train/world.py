@@ -3,7 +3,8 @@
 python world.py FOLDER < plans.json > outcomes.json
 
 A plan is {"run": name, "world": 2, "settings": {...}} and may hold "signal": [rank, name, samples]
-(a signal to a rank at a count of samples), "spoil": [rank, samples] (a rank's loss is NaN there),
+(a signal to a rank at a count of samples), "halt": the same but in the validation there,
+"records" (a store of so many in ten folds), "spoil": [rank, samples] (a rank's loss is NaN there),
 "slow": [rank, seconds] (its data take so much longer, each step), "hasty": rank (its clock runs a
 million times too fast), "break": name (rank 0 cannot write that file of the run from 12 samples
 on), or "of": run and "damage": kind (what is done to the
@@ -29,7 +30,8 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 from sssd_hpc.errors import Interrupted, PeerLost, UserError
-from sssd_hpc.train import engine, heartbeat, loop
+from sssd_hpc.evaluate.classify import Recipe
+from sssd_hpc.train import engine, heartbeat, loop, validation
 from sssd_hpc.train.loop import Vote
 
 DEADLINE_S = 100.0
@@ -96,6 +98,17 @@ def disturb(plan: dict[str, Any], rank: int) -> None:
         time.sleep(wait_s if rank == slow else 0.0)
         return draw(*given)
 
+    halted, word, place = plan.get("halt", (None, "SIGTERM", 0))
+    see = validation.Validator._draw
+
+    def halting(validator: Any, samples: int, *given: Any) -> Any:
+        if rank == halted and samples == place:
+            os.kill(os.getpid(), getattr(signal, word))
+        return see(validator, samples, *given)
+
+    validation.Validator._draw = halting
+    validation.RECIPE = Recipe(epochs=1, batch_size=16, num_blocks=(1,), width=4)
+    validation.BATCH, validation.EVERY_S = {"cpu": 2}, 0.0
     if rank == plan.get("hasty"):
         loop.time = SimpleNamespace(monotonic=lambda: 1e6 * time.monotonic())
     loop.Trainer._step, loop.Trainer._loss, loop.draw = acting, spoiling, dawdling
@@ -120,7 +133,8 @@ def rank_of(plan: dict[str, Any], rank: int, port: int, folder: Path, small: Mod
         # Three groups of parameters, no two of which are treated alike.
         settings = {"learning_rate": 0.01, "weight_decay": 0.1, "kernel_rate": 0.3}
         config = small.make_config(**settings, **plan.get("settings", {}))
-        loop.train(config, small.make_store(), folder / plan["run"])
+        told = {"num_records": plan["records"], "folds": 10} if "records" in plan else {}
+        loop.train(config, small.make_store(**told), folder / plan["run"])
     except UserError as error:
         print(f"error: {error}")
         return 2
