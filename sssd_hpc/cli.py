@@ -110,6 +110,7 @@ def train(
     run: Path,
     config: Annotated[config.Config, tyro.conf.arg(name="")],
     preset: str = "",
+    validate_every: int | None = None,
     distill_from: Path | None = None,
     steps: int | None = None,
     dry_run: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
@@ -122,6 +123,8 @@ def train(
         data: Store made by prepare.
         run: Folder of the run: configuration, metrics, checkpoints, exported weights.
         preset: tiny, sssd_ecg, sssd_ecg_nle, or a YAML file; flags override it.
+        validate_every: The same as --train.validate-every: samples between validations, which draw
+            the records of fold 9 anew and name the best checkpoint in RUN/best; 0: none.
         distill_from: Folder of a trained run, instead of a preset: its settings with a tenth of the
             learning rate, and its weights to start from; the new network learns to do in one step
             what they do in two.
@@ -137,6 +140,9 @@ def train(
             "--preset and --distill-from are given: a student has its teacher's settings"
         )
     config = _student(config, distill_from, steps)
+    if validate_every is not None:
+        settings = dataclasses.replace(config.train, validate_every=validate_every)
+        config = dataclasses.replace(config, train=settings)
     store = Store.open(data, verify=not dry_run)
     if dry_run:
         print(loop.describe(config, store))
@@ -175,6 +181,7 @@ def sample(
     run: Path,
     like: Path,
     out: Path,
+    checkpoint: str | None = None,
     folds: str = "1-10",
     sampler: Literal["ddpm", "ddim", "dpmpp", "plms", "split"] | None = None,
     steps: int | None = None,
@@ -196,6 +203,8 @@ def sample(
         run: Folder of a trained run, or of a converted checkpoint.
         like: Store whose labels and folds are copied.
         out: Folder of the new WFDB root; the same command again goes on where it stopped.
+        checkpoint: best (of the validations), latest, or a folder's name such as samples-000004000:
+            draw with the weights of this checkpoint of the run. Default: those in RUN/export.
         folds: Folds to copy, for example 1-8; evaluate wants 9 and 10 too.
         sampler: ddpm: ancestral, as in the paper; ddim; dpmpp: DPM-Solver++(2M); plms; split: two
             calls a step, for strong guidance. Default: ddpm, or of a distilled run its ddim.
@@ -222,6 +231,7 @@ def sample(
     plan = sampling.plan(
         run,
         Store.open(like, verify=True),
+        checkpoint=checkpoint,
         folds=chosen,
         sampler=sampler,
         steps=steps,
@@ -282,11 +292,18 @@ def evaluate(
     out: Path,
     real: Path | None = None,
     synthetic: tuple[str, ...] = (),
-    protocol: Literal["utility", "conditioning", "multilabel", "augmentation"] = "utility",
+    run: Path | None = None,
+    protocol: Literal[
+        "utility", "conditioning", "multilabel", "augmentation", "convergence"
+    ] = "utility",
     label: str | None = None,
     epochs: int | None = None,
     seed: int = 0,
     seeds: int = 1,
+    sampler: Literal["ddpm", "ddim", "dpmpp", "plms", "split"] | None = None,
+    steps: int | None = None,
+    eta: float | None = None,
+    batch_size: int = 16,
     allow_leakage: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
     self_test: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
 ) -> None:
@@ -303,11 +320,18 @@ def evaluate(
             of labels and privacy beside what real records have. conditioning (Table I): TSTR and
             TRTS of several sets, label by label. multilabel (Table II): all labels at once.
             augmentation (Table III): real positives doubled, or synthetic ones added.
-        label: Label to classify, several with commas for conditioning and augmentation; default:
+            convergence (Table IV): a set of each checkpoint in --run, by samples seen; no
+            --synthetic.
+        run: Folder of the run whose checkpoints convergence compares.
+        label: Label to classify, several with commas except for utility; default:
             NORM where the store has it, the paper's labels, or all labels for multilabel.
         epochs: Epochs of each classifier; default: 15.
         seed: Seed of the first classifier and of the bootstrap.
         seeds: Classifiers of each side; metrics are means over them, intervals cover them.
+        sampler: What convergence draws its sets with, as in sample; default: dpmpp with eta 1.
+        steps: Of that sampler; default: its own, 20 of dpmpp.
+        eta: Noise that it adds.
+        batch_size: Records that it makes at once.
         allow_leakage: Go on though training records turn up in a test set; the report says so.
         self_test: Instead: damage simulated records at rising doses and see that every measure
             notices what it must; 2 minutes, a matrix picture, exit code 1 if one does not.
@@ -316,7 +340,7 @@ def evaluate(
     from sssd_hpc.evaluate import inspection, protocols, report
 
     if self_test:
-        if real or synthetic:
+        if real or synthetic or run:
             raise UserError("--self-test makes its own records; leave out --real and --synthetic")
         tested = inspection.self_check(out, seed=seed)
         print(f"{len(tested.measures)} measures, {len(tested.damages)} damages")
@@ -326,9 +350,13 @@ def evaluate(
         if tested.failures:
             sys.exit(EXIT_FAILED)
         return
-    if real is None or not synthetic:
+    if (protocol == "convergence") != (run is not None) or (run and synthetic):
+        raise UserError("--protocol convergence takes --run, the others --synthetic; give that one")
+    if real is None or not (synthetic or run):
         missing = "--synthetic" if real else "--real"
         raise UserError(f"{missing} is missing; evaluate needs --real STORE and --synthetic ROOT")
+    if run is None and (sampler, steps, eta) != (None, None, None):
+        raise UserError("--sampler, --steps and --eta are for --protocol convergence, which draws")
 
     options: dict[str, Any] = {
         "seed": seed,
@@ -336,6 +364,15 @@ def evaluate(
         "epochs": epochs,
         "allow_leakage": allow_leakage,
     }
+    labels = label.split(",") if label else ()
+    if run is not None:
+        from sssd_hpc.generate.convergence import convergence
+
+        options |= {"sampler": sampler, "steps": steps, "eta": eta, "batch_size": batch_size}
+        result = convergence(run, Store.open(real, verify=True), out, labels=labels, **options)
+        print(report.table(result))
+        print(f"report: {out / 'report.html'}")
+        return
     named = protocols.named_sets(synthetic)
     if protocol == "utility" and len(named) != 1:
         raise UserError(f"--synthetic names {len(named)} sets; utility takes one")
@@ -350,7 +387,6 @@ def evaluate(
         (only,) = sets.values()
         result = protocols.evaluate(real_store, only, out, label=label, **options)
     else:
-        labels = label.split(",") if label else ()
         result = protocols.tabulate(protocol, real_store, sets, out, labels=labels, **options)
     print(report.table(result))
     print(f"report: {out / 'report.html'}")

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from sssd_hpc import cli
+from sssd_hpc.evaluate.classify import Recipe
+from sssd_hpc.train import validation
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -47,6 +49,14 @@ def test_the_main_job_by_hand_runs_as_written(
     assert "TSTR" in out
     picture = Path(out.rpartition("picture: ")[2].split()[0])
     assert picture.is_file()
+    recipe = Recipe(epochs=1, num_blocks=(1,), width=4)
+    monkeypatch.setattr(validation, "RECIPE", recipe)
+    by_checkpoint = next(block for block in blocks() if "--validate-every" in block)
+    for command in commands(by_checkpoint):
+        args = [*command, *SMALL.get(command[0], [])]
+        assert cli.main(args) == 0, capsys.readouterr().err
+    assert (tmp_path / "run2" / "best").read_text() == "checkpoints/samples-000000032\n"
+    assert (tmp_path / "convergence" / "figures" / "convergence.png").is_file()
     at_scale = next(block for block in blocks() if "launch/sample.py" in block)
     for command in commands(at_scale):
         assert cli.main(command) == 0, capsys.readouterr().err

@@ -92,6 +92,81 @@ def roc(protocols: dict[str, Any], label: str) -> Figure:
     return figure
 
 
+def convergence(table: dict[str, Any]) -> Figure:
+    """Draw a table's metrics over samples seen, with intervals, and the paper's own points."""
+    from matplotlib.ticker import LogLocator, NullLocator
+
+    labels = list(table["rows"])
+    papers = {int(name.split()[1]) for theirs in table["paper"].values() for name in theirs}
+    reached = papers | set(table["samples"])
+    figure = _figure(2.2 + 3.4 * len(labels), 6.2)
+    panels = figure.subplots(2, len(labels), sharex=True, sharey=True, squeeze=False)
+    for row, (metric, title) in enumerate((("g_mean", "G-mean"), ("f1", "F1"))):
+        for axes, label in zip(panels[row], labels, strict=True):
+            found, theirs = table["rows"][label], table["paper"][label]
+            ceiling = found["TRTR"]["metrics"][metric]
+            if ceiling["value"] is not None:
+                colour = PROTOCOL_COLOURS["TRTR"]
+                axes.axhspan(ceiling["low"], ceiling["high"], color=colour, alpha=0.12, linewidth=0)
+                axes.axhline(ceiling["value"], color=colour, linewidth=1, label="TRTR")
+            for protocol in ("TSTR", "TRTS"):
+                colour = PROTOCOL_COLOURS[protocol]
+                cells = {n: found[f"{protocol} {n}"]["metrics"][metric] for n in table["samples"]}
+                known = {n: cell for n, cell in cells.items() if cell["value"] is not None}
+                if known:
+                    low, middle, high = (
+                        np.array([cell[name] for cell in known.values()])
+                        for name in ("low", "value", "high")
+                    )
+                    # The value is of the records, the interval of draws: it may lie outside.
+                    bars = np.maximum([middle - low, high - middle], 0)
+                    axes.errorbar(list(known), middle, bars, fmt="o-", color=colour, label=protocol)
+                paper = {
+                    int(name.split()[1]): values[metric]
+                    for name, values in theirs.items()
+                    if name.startswith(protocol)
+                }
+                if paper:
+                    text = f"{protocol}, paper"
+                    axes.plot(*zip(*sorted(paper.items()), strict=True), "s:", color=colour)
+                    axes.lines[-1].set(markerfacecolor="none", alpha=0.7, label=text)
+            axes.set(
+                xscale="log", xlim=(min(reached) / 1.5, max(reached) * 1.5), ylim=(-0.03, 1.03)
+            )
+            if row == 0:
+                axes.set_title(label)
+        panels[row][0].set_ylabel(title)
+    ticks = (1, 3) if max(reached) >= 100 * min(reached) else (1, 2, 5)
+    for axes in panels[1]:
+        axes.set_xlabel("samples seen in training")
+        axes.xaxis.set_major_locator(LogLocator(subs=ticks))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.xaxis.set_major_formatter(lambda value, _: _short_count(value))
+    # The paper has not every label: each line's name is taken from where it is drawn.
+    handles = {
+        text: handle
+        for axes in panels.flat
+        for handle, text in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
+    panels[0][-1].legend(
+        handles.values(),
+        handles.keys(),
+        frameon=False,
+        fontsize=8,
+        loc="upper left",
+        bbox_to_anchor=(1.0, 1.0),
+    )
+    return figure
+
+
+def _short_count(value: float) -> str:
+    """Return a count as the paper writes it: 4k, 1.2m."""
+    for size, letter in ((1e6, "m"), (1e3, "k")):
+        if value >= size:
+            return f"{value / size:g}{letter}"
+    return f"{value:g}"
+
+
 def score_histograms(protocols: dict[str, Any], label: str) -> Figure:
     """Draw how the classifier scores records with and without the label."""
     figure = _figure(9.6, 3.0 * -(-len(protocols) // 2))

@@ -13,7 +13,7 @@ import math
 import platform
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -45,8 +45,8 @@ PROTOCOLS = {
 CACHE = "cache"
 """Folder of a report where scores are remembered."""
 
-TABLES = ("conditioning", "multilabel", "augmentation")
-"""The paper's Tables I, II and III."""
+TABLES = ("conditioning", "multilabel", "augmentation", "convergence")
+"""The paper's Tables I to IV."""
 
 DEFAULT_LABEL = "NORM"
 
@@ -140,15 +140,18 @@ def tabulate(
     epochs: int | None = None,
     allow_leakage: bool = False,
     recipe: Recipe | None = None,
+    notes: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Make one of the paper's tables; write report.json and report.html into `out`; return it.
 
     Args:
         protocol: one of TABLES.
         real: store of the real records.
-        sets: stores of synthetic records by name; `conditioning` takes several, others one.
+        sets: stores of synthetic records by name; `conditioning` and `convergence` take several,
+            the latter by names that end in the samples seen, others take one.
         out: folder of the report and of what was scored so far.
         labels: labels to classify; default: those of the paper, or all for `multilabel`.
+        notes: sentences that stand under the table.
         seed: see `evaluate`; so are the rest.
 
     Raises:
@@ -161,11 +164,12 @@ def tabulate(
         for store in sets.values()
         for finding in checks.check(real, store, allow_leakage=allow_leakage)
     ]
-    labels = tuple(choose_label(real, label)[0] for label in labels) or _default_labels(
-        protocol, real
-    )
+    labels = table_labels(protocol, real, labels)
     if protocol == "conditioning":
         table = tables.conditioning(real, sets, labels, laboratory, seed=seed)
+    elif protocol == "convergence":
+        by_samples = {int(name.rpartition("-")[2]): store for name, store in sets.items()}
+        table = tables.convergence(real, by_samples, labels, laboratory, seed=seed)
     else:
         if len(sets) != 1:
             raise UserError(f"--synthetic names {len(sets)} sets; {protocol} takes one")
@@ -175,7 +179,7 @@ def tabulate(
         "format": report.FORMAT,
         "protocol": protocol,
         "labels": list(labels),
-        "table": table,
+        "table": {**table, "notes": [*notes, *table.get("notes", ())]},
         "sides": {name: _describe(store) for name, store in {"real": real, **sets}.items()},
         "checks": [asdict(finding) for finding in dict.fromkeys(findings)],
         **_making(laboratory, began),
@@ -184,18 +188,27 @@ def tabulate(
     return result
 
 
-def _default_labels(protocol: str, real: Store) -> tuple[str, ...]:
-    """Return the paper's labels that a store has, or all of them for `multilabel`."""
+def table_labels(protocol: str, real: Store, labels: Sequence[str]) -> tuple[str, ...]:
+    """Return the labels of a table: those asked for, or the paper's that a store has.
+
+    `multilabel` takes all of the store's.
+
+    Raises:
+        UserError: the store lacks one that is asked for, or has none of the paper's.
+    """
+    if labels:
+        return tuple(choose_label(real, label)[0] for label in labels)
     if protocol == "multilabel":
         return real.label_names
-    theirs = next(iter((paper.TABLE_I if protocol == "conditioning" else paper.TABLE_III).values()))
-    labels = tuple(label for label in theirs if label in real.label_names)
-    if not labels:
+    known = {"conditioning": paper.TABLE_I, "augmentation": paper.TABLE_III}
+    theirs: Iterable[str] = next(iter(known.get(protocol, paper.TABLE_IV).values()))
+    found = tuple(label for label in theirs if label in real.label_names)
+    if not found:
         raise UserError(
             f"{real.path.name} has none of the paper's labels {', '.join(theirs)}; name labels of "
             "it with --label"
         )
-    return labels
+    return found
 
 
 def _laboratory(

@@ -8,13 +8,16 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sssd_hpc.ecg.store import Store
 from sssd_hpc.evaluate import figures, physiology
 from sssd_hpc.evaluate.comparison import Side
 from sssd_hpc.evaluate.page import COLUMNS, left_out, report_page, table_page
 from sssd_hpc.files import atomic_write_bytes, atomic_write_text, write_json
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 FORMAT = 2
 
@@ -37,8 +40,14 @@ def write(
 
 def write_table(report: dict[str, Any], out: Path) -> None:
     """Write report.json and report.html of one of the paper's tables into `out`."""
+    pictures = {}
+    if report["protocol"] == "convergence":
+        (out / "figures").mkdir(parents=True, exist_ok=True)
+        pictures["convergence"] = _save(
+            figures.convergence(report["table"]), out / "figures" / "convergence.png"
+        )
     write_json(out / "report.json", report)
-    atomic_write_text(out / "report.html", table_page(report))
+    atomic_write_text(out / "report.html", table_page(report, pictures))
 
 
 def table(report: dict[str, Any]) -> str:
@@ -81,7 +90,7 @@ def _paper_table(report: dict[str, Any]) -> str:
         f"{found['title']}: mean of {len(report['seeds'])} seed(s) (95 % interval) "
         f"[paper, {found['source']}]"
     )
-    return "\n".join([heading, *_aligned(rows), *notes])
+    return "\n".join([heading, *_aligned(rows), *notes, *found["notes"]])
 
 
 def _aligned(rows: list[list[str]]) -> list[str]:
@@ -90,6 +99,14 @@ def _aligned(rows: list[list[str]]) -> list[str]:
     lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) for row in rows]
     lines.insert(1, "  ".join("-" * width for width in widths))
     return [line.rstrip() for line in lines]
+
+
+def _save(figure: Figure, path: Path) -> bytes:
+    """Write a figure as a picture and return its bytes."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110, metadata={"Software": None})
+    atomic_write_bytes(path, buffer.getvalue(), durable=False)
+    return buffer.getvalue()
 
 
 def _pictures(
@@ -119,10 +136,7 @@ def _pictures(
     }
     pictures = {}
     for name, figure in drawn.items():
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", dpi=110, metadata={"Software": None})
-        pictures[name] = buffer.getvalue()
-        atomic_write_bytes(folder / f"{name}.png", pictures[name], durable=False)
+        pictures[name] = _save(figure, folder / f"{name}.png")
     figures.pairs(real, synthetic, label, seed, folder / "records.png")
     pictures["records"] = (folder / "records.png").read_bytes()
     return pictures

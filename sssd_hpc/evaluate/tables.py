@@ -1,6 +1,6 @@
-"""The tables of the paper, each from stores to numbers: conditioning, multilabel, augmentation.
+"""The paper's tables from stores to numbers: conditioning, multilabel, augmentation, convergence.
 
-Source: SSSD-ECG-nle (arXiv 2407.11108), Tables I, II and III; its own figures stand in `paper`.
+Source: SSSD-ECG-nle (arXiv 2407.11108), Tables I to IV; its own figures stand in `paper`.
 """
 
 from __future__ import annotations
@@ -104,6 +104,54 @@ def multilabel(
         "columns": ["g_mean", "f1", "roc_auc"],
         "rows": rows,
         "paper": {"all": theirs},
+    }
+
+
+def convergence(
+    real: Store,
+    sets: Mapping[int, Store],
+    labels: Sequence[str],
+    laboratory: Laboratory,
+    *,
+    seed: int,
+) -> dict[str, Any]:
+    """Return Table IV: TSTR and TRTS of sets drawn from a run's checkpoints, by samples seen.
+
+    Arguments as those of `conditioning`, but that `sets` are by the samples a checkpoint has seen.
+    """
+    rows = {}
+    for label in labels:
+        real_arm, real_test = _sides(real, "real", [label])
+        trained, tested = [], []
+        for samples, store in sorted(sets.items()):
+            arm, test = _sides(store, f"samples-{samples}", [label])
+            trained.append(Cell(f"TSTR {samples}", arm, "real", real_test))
+            tested.append(Cell(f"TRTS {samples}", real_arm, arm.name, test))
+        cells = [Cell("TRTR", real_arm, "real", real_test), *trained, *tested]
+        rows[label] = binary_rows(cells, laboratory, seed=seed)
+    theirs = {
+        label: {
+            f"{protocol} {samples}": dict(zip(("g_mean", "f1"), values, strict=True))
+            for protocol, of_labels in paper.TABLE_IV.items()
+            for samples, values in of_labels.get(label, {}).items()
+        }
+        for label in labels
+    }
+    return {
+        "title": "Convergence by samples seen",
+        "source": "Table IV",
+        "columns": ["g_mean", "f1", "roc_auc"],
+        "samples": sorted(sets),
+        "rows": rows,
+        "paper": theirs,
+        "notes": [
+            f"The paper's {label}, {protocol}, G-mean and F1 by samples seen: "
+            + ", ".join(f"{n:,}: {g:.3f} and {f:.3f}" for n, (g, f) in of_labels[label].items())
+            + "."
+            for label in labels
+            for protocol, of_labels in paper.TABLE_IV.items()
+            if label in of_labels
+        ],
     }
 
 
