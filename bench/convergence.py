@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from bench.mixture import THREE
+from bench.scaling_page import between
 from bench.timing import RESULTS, ROOT
 from sssd_hpc.diffusion import (
     Denoiser,
@@ -276,8 +277,7 @@ def main(arguments: list[str] | None = None) -> int:
         path.write_text(json.dumps(measure(), indent=1) + "\n")
     results = json.loads(path.read_text())
     draw(results)
-    before, _, after = PAGE.read_text().split(MARK)
-    PAGE.write_text(MARK.join([before, f"\n{table(results)}\n", after]))
+    PAGE.write_text(between(PAGE.read_text(), MARK, table(results)))
     return 0
 
 

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.signal import welch
 
-from bench.scaling_page import table
+from bench.scaling_page import between, table
 from bench.timing import RESULTS, ROOT, machine, say
 from sssd_hpc.ecg.leads import EIGHT
 from sssd_hpc.ecg.store import Store
@@ -71,10 +71,8 @@ def main(arguments: list[str] | None = None) -> int:
     if not options.page:
         found = measure(options)
         options.out.write_text(json.dumps(found, indent=1) + "\n")
-    before, _, rest = PAGE.read_text().partition(MARK)
-    after = rest.partition(MARK)[2]
-    text = section(json.loads(options.out.read_text()))
-    PAGE.write_text(f"{before}{MARK}\n{text}\n{MARK}{after}")
+    results = json.loads(options.out.read_text())
+    PAGE.write_text(between(PAGE.read_text(), MARK, section(results)))
     return 0
 
 

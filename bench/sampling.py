@@ -25,7 +25,7 @@ from bench import cluster
 from bench.assumed import DEVICES
 from bench.model import NUM_LABELS, NUM_LEADS
 from bench.scaling import presets
-from bench.scaling_page import table
+from bench.scaling_page import between, table
 from bench.timing import RESULTS, ROOT, machine, say
 from sssd_hpc.diffusion import Denoiser, NoiseSchedule, captured, from_velocity
 from sssd_hpc.diffusion.denoiser import in_bfloat16
@@ -74,9 +74,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def page(text: str, results: Results) -> str:
     """Return the page with its section made again."""
-    before, _, rest = text.partition(MARK)
-    after = rest.partition(MARK)[2]
-    return f"{before}{MARK}\n{section(results)}\n{MARK}{after}"
+    return between(text, MARK, section(results))
 
 
 def measure(names: tuple[str, ...], batches: tuple[int, ...] | None) -> Results:

@@ -322,3 +322,9 @@ def table(head: tuple[object, ...], rows: Iterable[tuple[object, ...]]) -> str:
 def amount(size: float) -> str:
     """Return bytes in MB or GB."""
     return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
+
+
+def between(text: str, mark: str, section: str) -> str:
+    """Return a page with the section between its two marks made again."""
+    before, _, rest = text.partition(mark)
+    return f"{before}{mark}\n{section}\n{mark}{rest.partition(mark)[2]}"
