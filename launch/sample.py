@@ -32,7 +32,7 @@ from slurm import render  # noqa: E402
 from sssd_hpc import cli, config, files  # noqa: E402
 from sssd_hpc.errors import UserError  # noqa: E402
 from sssd_hpc.generate import status  # noqa: E402
-from sssd_hpc.generate.names import JOBS  # noqa: E402
+from sssd_hpc.generate.names import JOBS, REQUEST_FILE  # noqa: E402
 from sssd_hpc.progress import Progress  # noqa: E402
 
 SHARDS = 16
@@ -284,7 +284,16 @@ def _launch(given: argparse.Namespace, flags: Sequence[str]) -> int:
     values["folds"] = config.parse_folds(values["folds"])
     run, like = values.pop("run"), Store.open(values.pop("like"), verify=True)
     del values["out"]
-    plan = array.settled(sampling.plan(run, like, **values), out)
+    # Shards that measured for themselves might not agree, and the GPU may be elsewhere.
+    fixed = values["batch_size"] is not None or (out / REQUEST_FILE).is_file()
+    if cluster.gpus_per_node and not fixed:
+        raise UserError(
+            "--batch-size is missing: shards on GPUs need one for all; `sssd-hpc sample` without "
+            "--shard measures on such a GPU what its memory holds, and says so"
+        )
+    plan = array.settled(sampling.plan(run, like, begun=out, **values), out)
+    if values["batch_size"] is None:
+        flags = [*flags, "--batch-size", str(plan.request.batch_size)]
     count = given.shards or (SHARDS if given.cluster == "slurm" else given.parallel or 1)
     count = min(count, len(plan.manifest.batches(plan.request.batch_size)))
     numbers = array.unfinished(plan, out, count)

@@ -190,7 +190,7 @@ def sample(
     guidance_interval: tuple[float, float] | None = None,
     weights: Literal["ema", "raw"] = "ema",
     precision: Literal["fp32", "bf16"] = "fp32",
-    batch_size: int = 16,
+    batch_size: int | None = None,
     seed: int = 0,
     shard: str = "0/1",
     only: int | None = None,
@@ -218,7 +218,8 @@ def sample(
         weights: Averaged (ema) or last (raw) weights.
         precision: fp32; or bf16: products in bfloat16, faster on a GPU, moving a record by some uV
             (docs/samplers.md).
-        batch_size: Records made at once; 16 suits a CPU's cache, a GPU takes hundreds.
+        batch_size: Records made at once. Default: as the set was begun; else 16 on a CPU, and on a
+            GPU what its memory holds, by measurement. Several shards on GPUs need it said.
         seed: Seed; record and seed alone decide the noise.
         shard: K/N: make part K, of 0 .. N-1; any process, at any time, may make another. The last
             to end finishes the set. launch/sample.py starts them on a cluster.
@@ -241,6 +242,8 @@ def sample(
         weights=weights,
         precision=precision,
         batch_size=batch_size,
+        begun=out,
+        shards=part[1],
         seed=seed,
     )
     if only is not None:
@@ -303,7 +306,7 @@ def evaluate(
     sampler: Literal["ddpm", "ddim", "dpmpp", "plms", "split"] | None = None,
     steps: int | None = None,
     eta: float | None = None,
-    batch_size: int = 16,
+    batch_size: int | None = None,
     allow_leakage: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
     self_test: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
 ) -> None:
@@ -331,7 +334,7 @@ def evaluate(
         sampler: What convergence draws its sets with, as in sample; default: dpmpp with eta 1.
         steps: Of that sampler; default: its own, 20 of dpmpp.
         eta: Noise that it adds.
-        batch_size: Records that it makes at once.
+        batch_size: Records that it makes at once; default: see sample.
         allow_leakage: Go on though training records turn up in a test set; the report says so.
         self_test: Instead: damage simulated records at rising doses and see that every measure
             notices what it must; 2 minutes, a matrix picture, exit code 1 if one does not.

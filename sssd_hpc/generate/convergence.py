@@ -33,7 +33,7 @@ def convergence(
     sampler: str | None = None,
     steps: int | None = None,
     eta: float | None = None,
-    batch_size: int = 16,
+    batch_size: int | None = None,
     allow_leakage: bool = False,
     **options: Any,
 ) -> dict[str, Any]:
@@ -49,7 +49,7 @@ def convergence(
         sampler: by default dpmpp with eta 1, of a distilled run its ddim.
         steps: of the sampler; by default its own, of dpmpp 20.
         eta: noise that the sampler adds.
-        batch_size: records drawn at once.
+        batch_size: records drawn at once; default: see `sampling.plan`.
         allow_leakage: see `evaluate.protocols.tabulate`, which takes the other options.
 
     Raises:
@@ -60,9 +60,10 @@ def convergence(
     if not names:
         raise UserError(f"{run} has no checkpoints to compare; train it first")
     known = protocols.table_labels("convergence", real, labels)
-    if sampler is None and not plan(run, real).metadata.get("distilled_steps"):
+    if sampler is None and not plan(run, real, batch_size=1).metadata.get("distilled_steps"):
         sampler, eta = "dpmpp", 1.0 if eta is None else eta
     sets, notes = {}, []
+    cache = out / protocols.CACHE
     for name in names:
         planned = plan(
             run,
@@ -72,8 +73,8 @@ def convergence(
             steps=steps,
             eta=eta,
             batch_size=batch_size,
+            begun=cache / SETS / name,
         )
-        cache = out / protocols.CACHE
         _log.info("%s: %s, in %s", name, planned.request.method(), cache / SETS / name)
         try:
             make(planned, cache / SETS / name)

@@ -82,6 +82,13 @@ def differences(out: Path, request: Request) -> dict[str, tuple[Any, Any]]:
     return {n: (held.get(n), value) for n, value in wanted.items() if held.get(n) != value}
 
 
+def held_batch_size(out: Path) -> int | None:
+    """Return the batch size that a root was begun with; None where it does not say."""
+    held = read_json(out / REQUEST_FILE)
+    size = held.get("batch_size") if isinstance(held, dict) else None
+    return size if isinstance(size, int) and size > 0 else None
+
+
 def _keep_manifest(out: Path, manifest: Manifest, request: Request) -> None:
     path = out / MANIFEST_FILE
     text = manifest.lines(request.seed, request.batch_size).encode()

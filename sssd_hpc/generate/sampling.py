@@ -15,7 +15,8 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from sssd_hpc.diffusion import NoiseSchedule
+from sssd_hpc.diffusion import Denoiser, NoiseSchedule
+from sssd_hpc.diffusion.denoiser import in_bfloat16
 from sssd_hpc.diffusion.method import Method, choose
 from sssd_hpc.ecg.leads import EIGHT, LEADS
 from sssd_hpc.ecg.store import Store
@@ -24,20 +25,21 @@ from sssd_hpc.errors import UserError
 from sssd_hpc.files import BusyError, sha256_file
 from sssd_hpc.generate.manifest import Manifest, Request, build
 from sssd_hpc.generate.merge import card_text, lacking, merge
-from sssd_hpc.generate.names import SUMS_FILE
+from sssd_hpc.generate.names import REQUEST_FILE, SUMS_FILE
 from sssd_hpc.generate.root import (
     check,
     claim,
     damaged,
     differences,
     has_record,
+    held_batch_size,
     locked,
     reopen,
     shard_locked,
 )
 from sssd_hpc.generate.shard import run_shard
 from sssd_hpc.model import SSSDECG
-from sssd_hpc.model.draw import Sampler, draw_signals, ready
+from sssd_hpc.model.draw import Sampler, draw_signals, fitting_batch, ready
 from sssd_hpc.model.export import check_store, export_path, load_export
 
 _log = logging.getLogger(__name__)
@@ -107,14 +109,17 @@ def plan(
     guidance: float = 0.0,
     guidance_interval: tuple[float, float] | None = None,
     seed: int = 0,
-    batch_size: int = 16,
+    batch_size: int | None = None,
+    begun: Path | None = None,
+    shards: int = 1,
     weights: Literal["ema", "raw"] = "ema",
     precision: Literal["fp32", "bf16"] = "fp32",
 ) -> Plan:
     """Return what makes one synthetic record for each record of `like` in `folds`.
 
-    Records differ between batch sizes by rounding alone, 1 uV here and there. Up to 32 records a
-    batch stay in a CPU's cache; a GPU wants as many as its memory holds.
+    Records differ between batch sizes by rounding alone, 1 uV here and there. Without `batch_size`
+    it is that of the set in `begun`, where one was begun there; else 16 on a CPU, and on a GPU what
+    its memory holds, by measurement; several `shards` on GPUs might not agree and need it said.
 
     `checkpoint` names one of the run, see `model.export.export_path`; the weights of each have an
     export of their own, whose hash and samples seen the set tells.
@@ -167,6 +172,20 @@ def plan(
         distilled_steps=metadata.get("distilled_steps", 0),
     )
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if batch_size is None and begun is not None and (begun / REQUEST_FILE).is_file():
+        batch_size = held_batch_size(begun)
+    if batch_size is None and shards > 1 and device.type == "cuda":
+        raise UserError(
+            "--batch-size is missing: shards on GPUs need one for all; `sssd-hpc sample` without "
+            "--shard measures on such a GPU what its memory holds, and says so"
+        )
+    if batch_size is None:
+        network: Denoiser = model.to(device).for_sampling(metadata["length"], schedule.num_steps)
+        if precision == "bf16":
+            network = in_bfloat16(network, device)
+        sizes = (len(metadata["leads"]), metadata["length"], len(metadata["labels"]))
+        batch_size = fitting_batch(network, *sizes, device, guided=guidance != 0.0)
+        _log.info("batches of %d records", batch_size)
     manifest = build(like, folds)
     request = Request(
         model_sha256=digest,
@@ -295,8 +314,8 @@ def redraw(plan: Plan, out: Path, ecg_id: int) -> tuple[int, bool]:
     return apart, exact
 
 
-def _check_options(seed: int, batch_size: int) -> None:
+def _check_options(seed: int, batch_size: int | None) -> None:
     if not 0 <= seed <= MAX_SEED:
         raise UserError(f"--seed is {seed}; it must be between 0 and 2^64 - 1")
-    if batch_size < 1:
+    if batch_size is not None and batch_size < 1:
         raise UserError(f"--batch-size is {batch_size}; it must be at least 1")

@@ -19,6 +19,15 @@ from sssd_hpc.diffusion.method import Method
 from sssd_hpc.ecg.leads import to_twelve
 from sssd_hpc.model.sssd import SSSDECG
 
+CPU_BATCH = 16
+"""Rows a batch on a CPU: up to 32 stay in its cache."""
+MOST = 1024
+"""Rows a batch on a GPU at most: it is busy long before."""
+PROBES = (8, 16)
+"""Rows of the two calls whose memory is measured."""
+SHARE = 0.4
+"""Of the free memory that a call may take: its captured graph keeps as much again."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Sampler:
@@ -68,6 +77,66 @@ def ready(
     )
 
 
+def fitting_batch(
+    network: Denoiser,
+    num_leads: int,
+    length: int,
+    num_labels: int,
+    device: torch.device,
+    *,
+    guided: bool = False,
+) -> int:
+    """Return how many records to draw at once: on a GPU, a power of two by measured memory.
+
+    A call's memory grows linearly with its rows: two small calls tell how many rows take `SHARE` of
+    what is free. Guidance doubles the rows of a record. On a CPU it is `CPU_BATCH`.
+
+    Args:
+        network: on the device, not captured.
+        num_leads: leads that it draws.
+        length: samples a record.
+        num_labels: labels a record.
+        device: where it runs.
+        guided: whether it will be called with guidance.
+    """
+    if device.type == "cpu":
+        return CPU_BATCH
+
+    def taken(rows: int) -> int:
+        return _call_bytes(
+            network,
+            torch.zeros(rows, num_leads, length, device=device),
+            torch.zeros(rows, dtype=torch.int64, device=device),
+            torch.zeros(rows, num_labels, dtype=torch.int64, device=device),
+        )
+
+    few, more = map(taken, PROBES)
+    of_row = max(more - few, 1) / (PROBES[1] - PROBES[0])
+    rest = SHARE * _free_bytes(device) - (few - PROBES[0] * of_row)
+    rows = int(rest / of_row) // (2 if guided else 1)
+    return min(1 << max(rows.bit_length() - 1, 0), MOST) if rows > 1 else 1
+
+
+@torch.no_grad()
+def _call_bytes(network: Denoiser, *arguments: torch.Tensor) -> int:
+    """Return the most memory that a call takes on its GPU, in bytes."""
+    device = arguments[0].device
+    # The first call also takes workspaces that stay.
+    network(*arguments)
+    torch.cuda.synchronize(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    network(*arguments)
+    torch.cuda.synchronize(device)
+    return torch.cuda.max_memory_allocated(device) - before
+
+
+def _free_bytes(device: torch.device) -> int:
+    """Return a GPU's free memory in bytes."""
+    torch.cuda.empty_cache()
+    return torch.cuda.mem_get_info(device)[0]
+
+
 def record_noise(seed: int, ecg_id: int, step: int, shape: tuple[int, int]) -> NDArray[np.float32]:
     """Draw the standard normal noise (leads, L) of one record in one step; step 0 is x_T.
 
@@ -103,7 +172,11 @@ def draw_signals(
 
     def noise(step: int) -> torch.Tensor:
         drawn = np.stack([record_noise(seed, int(ecg_id), step, shape) for ecg_id in ecg_ids])
-        return torch.from_numpy(drawn[padding]).to(sampler.device)
+        rows = torch.from_numpy(drawn[padding])
+        if sampler.device.type == "cuda":
+            # From pinned memory the copy waits for no call: the next noise is drawn meanwhile.
+            return rows.pin_memory().to(sampler.device, non_blocking=True)
+        return rows.to(sampler.device)
 
     def counted(network: Denoiser) -> Denoiser:
         calls = itertools.count()

@@ -255,4 +255,4 @@ def test_the_command_hands_its_flags_on(
     flags = ["--real", "a", "--run", "r", "--out", str(tmp_path), "--protocol", "convergence"]
     assert cli.main(["evaluate", *flags, "--label", "AFIB,PVC", "--steps", "7"]) == 2
     assert (seen["run"], seen["labels"], seen["steps"]) == (Path("r"), ["AFIB", "PVC"], 7)
-    assert (seen["sampler"], seen["eta"], seen["batch_size"]) == (None, None, 16)
+    assert (seen["sampler"], seen["eta"], seen["batch_size"]) == (None, None, None)

@@ -27,6 +27,7 @@ from sssd_hpc.ecg.ptbxl import read_table
 from sssd_hpc.ecg.statements import STATEMENTS, label_names
 from sssd_hpc.ecg.store import Store
 from sssd_hpc.errors import UserError
+from sssd_hpc.generate import sampling
 from sssd_hpc.generate.manifest import build
 from sssd_hpc.generate.names import MANIFEST_FILE, REQUEST_FILE
 from sssd_hpc.model.draw import Sampler, draw_signals
@@ -570,3 +571,27 @@ def test_a_500_hz_store_gives_a_500_hz_root(tmp_path: Path) -> None:
         "records500/00000/00011_hr",
     ]
     assert wfdb.rdheader(str(tmp_path / "twin" / rows[0].filename_hr)).fs == 500
+
+
+def test_without_a_batch_size_it_is_that_of_the_set_or_of_the_device(
+    run: Path, like: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    assert sampling.plan(run, like, begun=out).request.batch_size == 16
+    generate.sample(run, like, out, batch_size=6, folds=(9,))
+    planned = sampling.plan(run, like, begun=out, folds=(9,))
+    assert planned.request.batch_size == 6
+    assert sampling.make(planned, out) == 0
+    (out / ".generation.json").write_text('{"batch_size": "many"}')
+    with pytest.raises(UserError, match="was begun with"):
+        sampling.make(sampling.plan(run, like, begun=out, folds=(9,)), out)
+    monkeypatch.setattr(sampling, "fitting_batch", lambda *a, guided: 32 if guided else 64)
+    assert sampling.plan(run, like).request.batch_size == 64
+
+
+def test_shards_on_gpus_need_one_batch_size(
+    run: Path, like: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with pytest.raises(UserError, match="--batch-size is missing: shards on GPUs"):
+        sampling.plan(run, like, shards=4)

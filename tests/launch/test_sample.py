@@ -470,3 +470,16 @@ def test_flags_are_those_of_the_command() -> None:
     with pytest.raises(UserError, match="--like"):
         launch.sample_flags(["--run", "r", "--out", "o"])
     assert jobs.folder_of(["--out=o"], "--out") == Path("o")
+
+
+def test_shards_get_one_batch_size(
+    work: Path, flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    unsaid = flags[: flags.index("--batch-size")]
+    on_gpus = tmp_path / "gpus.yaml"
+    on_gpus.write_text((ROOT / "slurm" / "cluster.yaml").read_text())
+    assert launch.main(["--yaml", str(on_gpus), "--gpus", "1", "--", *unsaid]) == 2
+    assert "--batch-size is missing" in capsys.readouterr().err
+    assert launch.main(["--cluster", "debug", "--gpus", "0", "--shards", "2", "--", *unsaid]) == 0
+    held = json.loads((tmp_path / "out" / ".generation.json").read_text())
+    assert held["batch_size"] == 16
