@@ -241,7 +241,7 @@ def multilabel_rows(
             pairs = [(of_seed[0], of_seed[place]) for of_seed in found]
             rows[cell.name] = _multilabel_row(cell, labels, pairs, seed)
     missing = "no records to train or to test on; sample with --folds 1-10"
-    return {cell.name: rows.get(cell.name, _empty_row(cell, missing)) for cell in cells}
+    return {cell.name: rows.get(cell.name) or _empty_row(cell, missing) for cell in cells}
 
 
 def _multilabel_row(

@@ -79,7 +79,7 @@ def test_augmentation_adds_positives_alone(
 
 
 def test_multilabel_means_equal_scikit_learn(
-    real: Store, make_store: StoreMaker, tiny: Recipe
+    real: Store, make_store: StoreMaker, tiny: Recipe, caplog: pytest.LogCaptureFixture
 ) -> None:
     other = make_store("other", num_records=100, seed=1, label_names=LABELS)
     laboratory = Laboratory(dataclasses.replace(tiny, epochs=2), (0, 1))
@@ -103,6 +103,7 @@ def test_multilabel_means_equal_scikit_learn(
     assert set(row["labels"]) == set(LABELS)
     assert row["excluded"] == {}
     assert table["paper"]["all"]["TSTR"]["roc_auc"] == 0.820
+    assert "cannot be computed" not in caplog.text
 
 
 def test_labels_that_are_too_rare_are_left_out_and_named(
