@@ -326,7 +326,9 @@ def _copy_share(audit: Audit) -> Leak:
     ours, theirs = audit.from_synthetic.similarity, audit.from_heldout.similarity
     count = int((ours > audit.threshold).sum())
     low, high = wilson(count, len(ours))
-    return Leak(count / len(ours), low, high, float(np.mean(theirs > audit.threshold)))
+    # The share among held-out records, who copy nobody, is itself known from few.
+    _, ideal = wilson(int((theirs > audit.threshold).sum()), len(theirs))
+    return Leak(count / len(ours), low, high, ideal)
 
 
 ALIGNED = ("exact", "noisy", "scaled", "shifted", "disguised")
