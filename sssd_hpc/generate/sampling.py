@@ -180,9 +180,11 @@ def plan(
             "--shard measures on such a GPU what its memory holds, and says so"
         )
     if batch_size is None:
-        network: Denoiser = model.to(device).for_sampling(metadata["length"], schedule.num_steps)
-        if precision == "bf16":
-            network = in_bfloat16(network, device)
+
+        def network() -> Denoiser:
+            built: Denoiser = model.to(device).for_sampling(metadata["length"], schedule.num_steps)
+            return in_bfloat16(built, device) if precision == "bf16" else built
+
         sizes = (len(metadata["leads"]), metadata["length"], len(metadata["labels"]))
         batch_size = fitting_batch(network, *sizes, device, guided=guidance != 0.0)
         _log.info("batches of %d records", batch_size)

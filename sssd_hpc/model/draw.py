@@ -78,7 +78,7 @@ def ready(
 
 
 def fitting_batch(
-    network: Denoiser,
+    build: Callable[[], Denoiser],
     num_leads: int,
     length: int,
     num_labels: int,
@@ -92,7 +92,7 @@ def fitting_batch(
     what is free. Guidance doubles the rows of a record. On a CPU it is `CPU_BATCH`.
 
     Args:
-        network: on the device, not captured.
+        build: makes the network, on the device and not captured; a CPU needs none.
         num_leads: leads that it draws.
         length: samples a record.
         num_labels: labels a record.
@@ -101,6 +101,7 @@ def fitting_batch(
     """
     if device.type == "cpu":
         return CPU_BATCH
+    network = build()
 
     def taken(rows: int) -> int:
         return _call_bytes(

@@ -29,7 +29,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch):
 
 
 def fitting(**options: bool) -> int:
-    return draw.fitting_batch(lambda x, t, labels: x, 8, 1000, 71, GPU, **options)
+    return draw.fitting_batch(lambda: lambda x, t, labels: x, 8, 1000, 71, GPU, **options)
 
 
 @pytest.mark.parametrize(
@@ -54,8 +54,10 @@ def test_a_network_whose_rows_cost_nothing_stays_bounded(gpu) -> None:
 
 
 def test_a_cpu_takes_what_its_cache_holds() -> None:
-    cpu = torch.device("cpu")
-    assert draw.fitting_batch(lambda x, t, labels: x, 8, 1000, 71, cpu) == draw.CPU_BATCH
+    def build() -> None:
+        pytest.fail("a network was built for nothing")
+
+    assert draw.fitting_batch(build, 8, 1000, 71, torch.device("cpu")) == draw.CPU_BATCH
 
 
 @pytest.mark.gpu
@@ -64,7 +66,7 @@ def test_the_batch_that_fits_is_drawn() -> None:
 
     model = SSSDECG(num_leads=8, num_labels=71, num_blocks=2, channels=64).to(GPU)
     network = model.for_sampling(1000, 200)
-    rows = draw.fitting_batch(network, 8, 1000, 71, GPU)
+    rows = draw.fitting_batch(lambda: network, 8, 1000, 71, GPU)
     assert rows > 1
     x = torch.zeros(rows, 8, 1000, device=GPU)
     steps = torch.zeros(rows, dtype=torch.int64, device=GPU)
