@@ -81,18 +81,12 @@ class Side:
         return len(self.signals_mv)
 
     @classmethod
-    def of_store(
-        cls,
-        store: Store,
-        rows: NDArray[np.int64],
-        features: Callable[[NDArray[np.float32]], NDArray[np.float64]],
-    ) -> Side:
-        """Return the records at `rows` of a store; `features` maps (n, 12, L) in mV to (n, d)."""
-        signals_mv = store.signals_mv(rows, LEADS)
+    def of_store(cls, store: Store, rows: NDArray[np.int64], features: NDArray[np.float64]) -> Side:
+        """Return the records at `rows` of a store, with all of its labels and their features."""
         return cls(
-            signals_mv=signals_mv,
+            signals_mv=store.signals_mv(rows, LEADS),
             labels=store.labels_of(rows),
-            features=features(signals_mv),
+            features=features,
             rate_hz=store.rate_hz,
             label_names=store.label_names,
             patients=store.patient_id[rows],

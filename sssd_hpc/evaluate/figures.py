@@ -5,6 +5,7 @@ Each function returns a matplotlib figure; matplotlib loads only when a picture 
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 
 from sssd_hpc.ecg.leads import LEADS
 from sssd_hpc.ecg.store import Store
+from sssd_hpc.files import atomic_write_bytes
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -414,6 +416,14 @@ def pairs(real: Store, synthetic: Store, label: str, seed: int, path: Path) -> N
         for store, chosen in zip((real, synthetic), rows, strict=True)
     ]
     plot_pair(signals[0], signals[1], real.rate_hz, path, notes)
+
+
+def save(figure: Figure, path: Path) -> bytes:
+    """Write a figure as a picture and return its bytes."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110, metadata={"Software": None})
+    atomic_write_bytes(path, buffer.getvalue(), durable=False)
+    return buffer.getvalue()
 
 
 def _figure(width: float, height: float) -> Figure:

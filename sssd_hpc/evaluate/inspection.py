@@ -11,23 +11,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from sssd_hpc.ecg.store import Store
 from sssd_hpc.evaluate import features, figures, physiology, privacy, relations
 from sssd_hpc.evaluate.comparison import Measure, Side, compare
 from sssd_hpc.evaluate.self_test import SelfTest, self_test, simulated_sides
-from sssd_hpc.evaluate.splits import Split, split
+from sssd_hpc.evaluate.splits import FOLDS, Split, split
 from sssd_hpc.evaluate.utility import Arm, Laboratory
 from sssd_hpc.files import write_json
 
-MEASURES: tuple[Measure, ...] = (*features.FEATURES, *relations.RELATIONS, *physiology.MEASURES)
-GROUPS = {
+GROUPS: dict[str, tuple[Measure, ...]] = {
     "Features of the classifier": features.FEATURES,
     "Signals": relations.RELATIONS,
     "Physiology": physiology.MEASURES,
 }
 """The measures of fidelity, as a reader meets them."""
+MEASURES = tuple(measure for group in GROUPS.values() for measure in group)
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,7 +52,7 @@ def inspect(
         laboratory: trains it, or remembers its features.
         seed: of draws and bootstraps.
     """
-    parts = {part: split(real, [label], part) for part in ("training", "validation", "test")}
+    parts = {part: split(real, [label], part) for part in FOLDS}
     every = np.arange(synthetic.num_records)
     splits = {
         "real": parts["validation"] + parts["test"],
@@ -63,7 +62,7 @@ def inspect(
     arm = Arm("real", parts["training"], parts["validation"])
     values = laboratory.features(arm, list(splits.values()))
     sides = {
-        name: _side(records, of_records)
+        name: Side.of_store(records.parts[0][0], records.rows, of_records)
         for (name, records), of_records in zip(splits.items(), values, strict=True)
     }
     heldout, ours = sides["real"], sides["synthetic"]
@@ -104,20 +103,5 @@ def self_check(out: Path, *, seed: int = 0) -> SelfTest:
     result = self_test(measures, heldout, training, features_of, seed=seed)
     (out / "figures").mkdir(parents=True, exist_ok=True)
     write_json(out / "self_test.json", result.to_json())
-    picture = figures.self_test_matrix(result)
-    picture.savefig(out / "figures" / "self_test.png", dpi=110, metadata={"Software": None})
+    figures.save(figures.self_test_matrix(result), out / "figures" / "self_test.png")
     return result
-
-
-def _side(records: Split, values: NDArray[np.float64]) -> Side:
-    """Return records with all labels of their store, as measures see them."""
-    store = records.parts[0][0]
-    rows = np.concatenate([rows for _, rows in records.parts])
-    return Side(
-        signals_mv=store.signals_mv(rows, store.lead_names),
-        labels=store.labels_of(rows),
-        features=values,
-        rate_hz=store.rate_hz,
-        label_names=store.label_names,
-        patients=store.patient_id[rows],
-    )

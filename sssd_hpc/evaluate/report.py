@@ -5,19 +5,15 @@ It formats what `protocols` computed and computes no score itself.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sssd_hpc.ecg.store import Store
 from sssd_hpc.evaluate import figures, physiology
 from sssd_hpc.evaluate.comparison import Side
 from sssd_hpc.evaluate.page import COLUMNS, left_out, report_page, table_page
-from sssd_hpc.files import atomic_write_bytes, atomic_write_text, write_json
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from sssd_hpc.files import atomic_write_text, write_json
 
 FORMAT = 2
 
@@ -43,7 +39,7 @@ def write_table(report: dict[str, Any], out: Path) -> None:
     pictures = {}
     if report["protocol"] == "convergence":
         (out / "figures").mkdir(parents=True, exist_ok=True)
-        pictures["convergence"] = _save(
+        pictures["convergence"] = figures.save(
             figures.convergence(report["table"]), out / "figures" / "convergence.png"
         )
     write_json(out / "report.json", report)
@@ -101,14 +97,6 @@ def _aligned(rows: list[list[str]]) -> list[str]:
     return [line.rstrip() for line in lines]
 
 
-def _save(figure: Figure, path: Path) -> bytes:
-    """Write a figure as a picture and return its bytes."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110, metadata={"Software": None})
-    atomic_write_bytes(path, buffer.getvalue(), durable=False)
-    return buffer.getvalue()
-
-
 def _pictures(
     report: dict[str, Any],
     real: Store,
@@ -136,7 +124,7 @@ def _pictures(
     }
     pictures = {}
     for name, figure in drawn.items():
-        pictures[name] = _save(figure, folder / f"{name}.png")
+        pictures[name] = figures.save(figure, folder / f"{name}.png")
     figures.pairs(real, synthetic, label, seed, folder / "records.png")
     pictures["records"] = (folder / "records.png").read_bytes()
     return pictures

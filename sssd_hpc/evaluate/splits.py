@@ -53,6 +53,11 @@ class Split:
         return self.parts[0][0].rate_hz
 
     @property
+    def rows(self) -> NDArray[np.int64]:
+        """(n,) where the records stand in their stores."""
+        return np.concatenate([rows for _, rows in self.parts])
+
+    @property
     def ecg_id(self) -> NDArray[np.int64]:
         """(n,) the records' ids in their stores."""
         return np.concatenate([store.ecg_id[rows] for store, rows in self.parts])

@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from sssd_hpc.ecg.leads import LEADS
 from sssd_hpc.errors import UserError
 from sssd_hpc.evaluate.comparison import Measure, Side, Undefined, compare, compare_by_label, halves
 
@@ -167,7 +168,8 @@ def test_sides_that_do_not_fit_are_refused():
 def test_a_side_is_read_from_a_store(make_store):
     store = make_store("real", num_records=30)
     rows = store.indices((9, 10))
-    real = Side.of_store(store, rows, lambda signals: signals[:, :, 0].astype(np.float64))
+    features = store.signals_mv(rows, LEADS)[:, :, 0].astype(np.float64)
+    real = Side.of_store(store, rows, features)
     assert len(real) == 6
     assert real.features.shape == (6, 12)
     assert real.label_names == ("MI", "NORM")
