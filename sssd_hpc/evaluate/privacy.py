@@ -200,12 +200,7 @@ def _membership(
         audit.need(heldout=2 * fewest)
         members, outsiders = getattr(audit, scores)
         generator = audit.generator(1)
-        draws = [
-            statistic(_resampled(members, generator), _resampled(outsiders, generator))
-            for _ in range(NUM_BOOTSTRAPS)
-        ]
-        low, high = np.percentile(draws, [2.5, 97.5])
-        return Leak(statistic(members, outsiders), float(low), float(high), ideal)
+        return Leak(*_interval(statistic, members, outsiders, generator), ideal)
 
     return compute
 
@@ -226,6 +221,21 @@ def attack_tpr(members: Array, outsiders: Array) -> float:
 
 def _resampled(values: Array, generator: np.random.Generator) -> Array:
     return values[generator.integers(0, len(values), len(values))]
+
+
+def _interval(
+    statistic: Callable[[Array, Array], float],
+    first: Array,
+    second: Array,
+    generator: np.random.Generator,
+) -> tuple[float, float, float]:
+    """Return a statistic of two groups with its 95 % bootstrap interval over both."""
+    draws = [
+        statistic(_resampled(first, generator), _resampled(second, generator))
+        for _ in range(NUM_BOOTSTRAPS)
+    ]
+    low, high = np.percentile(draws, [2.5, 97.5])
+    return statistic(first, second), float(low), float(high)
 
 
 def closest(queries: NDArray[Any], base: NDArray[Any] | _Rows) -> tuple[Array, NDArray[np.int64]]:
@@ -307,12 +317,7 @@ def _low_ratio_share(audit: Audit) -> Leak:
     def share(synthetic: Array, heldout: Array) -> float:
         return float(np.mean(synthetic < np.percentile(heldout, RATIO_PERCENTILE)))
 
-    draws = [
-        share(_resampled(ours, generator), _resampled(theirs, generator))
-        for _ in range(NUM_BOOTSTRAPS)
-    ]
-    low, high = np.percentile(draws, [2.5, 97.5])
-    return Leak(share(ours, theirs), float(low), float(high), RATIO_PERCENTILE / 100)
+    return Leak(*_interval(share, ours, theirs, generator), RATIO_PERCENTILE / 100)
 
 
 def _ratio(matches: Matches) -> Array:

@@ -157,25 +157,30 @@ class Cell:
 def binary_rows(cells: Sequence[Cell], laboratory: Laboratory, *, seed: int) -> dict[str, Any]:
     """Return the rows of a table for one label: counts, thresholds, metrics, and the scores.
 
-    Each arm is trained once for all of its cells; `seed` is that of the bootstrap.
+    `seed` is that of the bootstrap.
     """
-    arms = {cell.arm.name: cell.arm for cell in cells}
     reasons = {cell.name: _cannot(cell) for cell in cells}
-    scores: dict[str, tuple[list[Values], list[Values]]] = {}
-    for name, arm in arms.items():
-        able = [cell for cell in cells if cell.arm.name == name and not reasons[cell.name]]
-        if not able:
-            continue
-        found = laboratory.scores(arm, [arm.validation, *(cell.test for cell in able)])
-        validation = [of_seed[0][:, 0] for of_seed in found]
-        for place, cell in enumerate(able, 1):
-            scores[cell.name] = validation, [of_seed[place][:, 0] for of_seed in found]
+    scores = _scored([cell for cell in cells if not reasons[cell.name]], laboratory)
     return {
-        cell.name: _binary_row(
-            cell, reasons[cell.name], *scores.get(cell.name, ([], [])), seed=seed
-        )
+        cell.name: _binary_row(cell, reasons[cell.name], scores.get(cell.name, []), seed=seed)
         for cell in cells
     }
+
+
+def _scored(
+    cells: Sequence[Cell], laboratory: Laboratory
+) -> dict[str, list[tuple[Values, Values]]]:
+    """Return, by cell and seed, the scores of its validation and of its test records.
+
+    Each arm is trained once for all of its cells.
+    """
+    scores = {}
+    for name, arm in {cell.arm.name: cell.arm for cell in cells}.items():
+        own = [cell for cell in cells if cell.arm.name == name]
+        found = laboratory.scores(arm, [arm.validation, *(cell.test for cell in own)])
+        for place, cell in enumerate(own, 1):
+            scores[cell.name] = [(of_seed[0], of_seed[place]) for of_seed in found]
+    return scores
 
 
 def _cannot(cell: Cell) -> str:
@@ -188,8 +193,9 @@ def _cannot(cell: Cell) -> str:
 
 
 def _binary_row(
-    cell: Cell, reason: str, validation: list[Values], scores: list[Values], *, seed: int
+    cell: Cell, reason: str, found: list[tuple[Values, Values]], *, seed: int
 ) -> dict[str, Any]:
+    validation, scores = ([pair[k][:, 0] for pair in found] for k in range(2))
     arm, labels = cell.arm, cell.test.labels[:, 0]
     thresholds: list[float] = []
     threshold_reason = reason
@@ -231,15 +237,9 @@ def multilabel_rows(
     named with the reason. In a bootstrap draw that loses a label's last positive or negative record
     the mean is over the others. Source: Table II of arXiv 2407.11108.
     """
-    arms = {cell.arm.name: cell.arm for cell in cells}
-    rows = {}
-    for name, arm in arms.items():
-        own = [cell for cell in cells if cell.arm.name == name and len(cell.test)]
-        able = own if len(arm.training) > 1 else []
-        found = laboratory.scores(arm, [arm.validation, *(c.test for c in able)]) if able else []
-        for place, cell in enumerate(able, 1):
-            pairs = [(of_seed[0], of_seed[place]) for of_seed in found]
-            rows[cell.name] = _multilabel_row(cell, labels, pairs, seed)
+    able = [cell for cell in cells if len(cell.test) and len(cell.arm.training) > 1]
+    scores = _scored(able, laboratory)
+    rows = {cell.name: _multilabel_row(cell, labels, scores[cell.name], seed) for cell in able}
     missing = "no records to train or to test on; sample with --folds 1-10"
     return {cell.name: rows.get(cell.name) or _empty_row(cell, missing) for cell in cells}
 
