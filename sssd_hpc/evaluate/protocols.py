@@ -28,19 +28,11 @@ from sssd_hpc.errors import UserError
 from sssd_hpc.evaluate import checks, metrics, paper, report, tables
 from sssd_hpc.evaluate.classify import Recipe
 from sssd_hpc.evaluate.inspection import inspect
-from sssd_hpc.evaluate.splits import FOLDS, split
-from sssd_hpc.evaluate.utility import Arm, Cell, Laboratory, binary_rows
+from sssd_hpc.evaluate.splits import FOLDS
+from sssd_hpc.evaluate.utility import Cell, Laboratory, binary_rows
 from sssd_hpc.files import sha256_bytes, sha256_file
 
 logger = logging.getLogger(__name__)
-
-PROTOCOLS = {
-    "TRTR": ("real", "real"),
-    "TSTR": ("synthetic", "real"),
-    "TRTS": ("real", "synthetic"),
-    "TSTS": ("synthetic", "synthetic"),
-}
-"""Which side trains (and sets the threshold) and which is tested."""
 
 CACHE = "cache"
 """Folder of a report where scores are remembered."""
@@ -87,21 +79,8 @@ def evaluate(
     findings = checks.check(real, synthetic, allow_leakage=allow_leakage)
     label, why = choose_label(real, label)
     logger.info("label %s: %s", label, why)
-    sides = {
-        name: {part: split(store, [label], part) for part in FOLDS}
-        for name, store in (("real", real), ("synthetic", synthetic))
-    }
-    arms = {
-        name: Arm(name, parts["training"], parts["validation"]) for name, parts in sides.items()
-    }
-    results = binary_rows(
-        [
-            Cell(name, arms[trained], tested, sides[tested]["test"])
-            for name, (trained, tested) in PROTOCOLS.items()
-        ],
-        laboratory,
-        seed=seed,
-    )
+    cells = tables.directions(real, synthetic, [label])
+    results = binary_rows(cells, laboratory, seed=seed)
     inspection = inspect(real, synthetic, label, laboratory, seed=seed)
     result: dict[str, Any] = {
         "format": report.FORMAT,
@@ -109,13 +88,7 @@ def evaluate(
         "label": label,
         "label_choice": why,
         "sides": {
-            side: {
-                **_describe(store),
-                "splits": {
-                    name: {"records": len(part), "positive": int(part.labels.sum())}
-                    for name, part in sides[side].items()
-                },
-            }
+            side: {**_describe(store), "splits": _counts(cells, side)}
             for side, store in (("real", real), ("synthetic", synthetic))
         },
         "checks": [asdict(finding) for finding in findings],
@@ -337,6 +310,17 @@ def _gap(trtr: dict[str, Any], tstr: dict[str, Any], seed: int) -> metrics.Metri
     labels = np.array(trtr["test"]["label"])
     first, second = (list(map(np.array, row["test"]["scores"])) for row in (trtr, tstr))
     return metrics.roc_auc_gap(labels, first, second, seed=seed)
+
+
+def _counts(cells: Sequence[Cell], side: str) -> dict[str, dict[str, int]]:
+    """Return the records and positives of a side's parts."""
+    arm = next(cell.arm for cell in cells if cell.arm.name == side)
+    test = next(cell.test for cell in cells if cell.tested == side)
+    parts = {"training": arm.training, "validation": arm.validation, "test": test}
+    return {
+        name: {"records": len(part), "positive": int(part.labels.sum())}
+        for name, part in parts.items()
+    }
 
 
 def _describe(store: Store) -> dict[str, Any]:

@@ -13,6 +13,16 @@ from sssd_hpc.evaluate import paper
 from sssd_hpc.evaluate.splits import FOLDS, Split, split
 from sssd_hpc.evaluate.utility import Arm, Cell, Laboratory, binary_rows, multilabel_rows
 
+DIRECTIONS = {
+    "TRTR": ("real", "real"),
+    "TSTR": ("synthetic", "real"),
+    "TRTS": ("real", "synthetic"),
+    "TSTS": ("synthetic", "synthetic"),
+}
+"""Which side trains (and sets the threshold) and which is tested."""
+
+COLUMNS = ("g_mean", "f1", "roc_auc")
+
 Sets = Mapping[str, Store]
 """Synthetic sets by the name of their arm."""
 
@@ -41,7 +51,7 @@ def conditioning(
     return {
         "title": "Conditioning mechanisms",
         "source": "Table I",
-        "columns": ["g_mean", "f1", "roc_auc"],
+        "columns": list(COLUMNS),
         "rows": rows,
         "paper": _beside(rows, paper.TABLE_I),
     }
@@ -72,7 +82,7 @@ def augmentation(
     return {
         "title": "Augmentation of the real training records",
         "source": "Table III",
-        "columns": ["g_mean", "f1", "roc_auc"],
+        "columns": list(COLUMNS),
         "rows": rows,
         "paper": _beside(rows, paper.TABLE_III),
     }
@@ -85,23 +95,15 @@ def multilabel(
 
     Arguments as those of `conditioning`.
     """
-    real_arm, real_test = _sides(real, "real", labels)
-    arm, test = _sides(synthetic, "synthetic", labels)
-    cells = [
-        Cell("TRTR", real_arm, "real", real_test),
-        Cell("TSTR", arm, "real", real_test),
-        Cell("TRTS", real_arm, "synthetic", test),
-        Cell("TSTS", arm, "synthetic", test),
-    ]
+    cells = directions(real, synthetic, labels)
     rows = {"all": multilabel_rows(cells, labels, laboratory, seed=seed)}
     theirs = {
-        name: dict(zip(("g_mean", "f1", "roc_auc"), values, strict=True))
-        for name, values in paper.TABLE_II.items()
+        name: dict(zip(COLUMNS, values, strict=True)) for name, values in paper.TABLE_II.items()
     }
     return {
         "title": f"Multilabel classification, {len(labels)} labels",
         "source": "Table II",
-        "columns": ["g_mean", "f1", "roc_auc"],
+        "columns": list(COLUMNS),
         "rows": rows,
         "paper": {"all": theirs},
     }
@@ -140,7 +142,7 @@ def convergence(
     return {
         "title": "Convergence by samples seen",
         "source": "Table IV",
-        "columns": ["g_mean", "f1", "roc_auc"],
+        "columns": list(COLUMNS),
         "samples": sorted(sets),
         "rows": rows,
         "paper": theirs,
@@ -153,6 +155,18 @@ def convergence(
             if label in of_labels
         ],
     }
+
+
+def directions(real: Store, synthetic: Store, labels: Sequence[str]) -> list[Cell]:
+    """Return the cells of all four directions between a real and a synthetic set."""
+    sides = {
+        name: _sides(store, name, labels)
+        for name, store in (("real", real), ("synthetic", synthetic))
+    }
+    return [
+        Cell(name, sides[trained][0], tested, sides[tested][1])
+        for name, (trained, tested) in DIRECTIONS.items()
+    ]
 
 
 def _sides(store: Store, name: str, labels: Sequence[str]) -> tuple[Arm, Split]:
