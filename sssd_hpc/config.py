@@ -209,6 +209,8 @@ class TrainConfig:
     """Seed of the weights, the order of records and the noise."""
     folds: str = "1-8"
     """Folds to train on, for example 1-8 or 1,3,5."""
+    allow_leakage: bool = False
+    """Let `folds` hold 9 or 10, which then judge no more what was trained."""
 
     def __post_init__(self) -> None:
         for name in (
@@ -238,7 +240,13 @@ class TrainConfig:
             _check(math.isfinite(value) and value >= 0, f"train.{name}", value, "zero or more")
         _check(0 <= self.label_dropout < 1, "train.label_dropout", self.label_dropout, "in [0, 1)")
         _check(0 <= self.seed < 1 << 63, "train.seed", self.seed, "in 0 .. 2^63 - 1")
-        parse_folds(self.folds)
+        judging = set(parse_folds(self.folds)) & {9, 10}
+        _check(
+            self.allow_leakage or not judging,
+            "train.folds",
+            repr(self.folds),
+            "within 1-8, since evaluation judges by folds 9 and 10 (or --train.allow-leakage)",
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

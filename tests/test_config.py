@@ -70,6 +70,7 @@ BAD = {
     "a flag of the parser": ("help: 1", "help is not a setting"),
     "a key that is no name": ("'--train.seed 3': 1", "is not a setting"),
     "fold 11": ("train: {folds: 1-11}", "folds 1-10"),
+    "the test fold": ("train: {folds: 1-10}", "evaluation judges by folds 9 and 10"),
     "fold text": ("train: {folds: all}", "write them like"),
     "nested where a value stands": ("train: {seed: {a: 1}}", "--train.seed.a"),
     "bomb": ("a: &a [x]\nb: &b [*a, *a]\nc: [*b, *b]\n? [1]\n: 2", "not"),

@@ -346,7 +346,7 @@ def test_records_longer_than_the_kernels_are_refused(
 
 def test_folds_without_records_are_refused(tmp_path: Path, small: SimpleNamespace) -> None:
     with pytest.raises(UserError, match=r"train\.folds is '9', but"):
-        train(small.config(folds="9"), small.store(), tmp_path)
+        train(small.config(folds="9", allow_leakage=True), small.store(), tmp_path)
 
 
 def test_a_run_folder_that_is_a_file_is_refused(tmp_path: Path, small: SimpleNamespace) -> None:
