@@ -346,11 +346,14 @@ def evaluate(
         if real or synthetic or run:
             raise UserError("--self-test makes its own records; leave out --real and --synthetic")
         tested = inspection.self_check(out, seed=seed)
-        print(f"{len(tested.measures)} measures, {len(tested.damages)} damages")
-        print(f"picture: {out / 'figures' / 'self_test.png'}")
-        for failure in tested.failures:
-            print(failure)
-        if tested.failures:
+        for name, one in tested.items():
+            print(
+                f"{name}: {len(one.measures)} measures, {len(one.damages)} damages, "
+                f"{len(one.failures)} failures"
+            )
+            print(f"picture: {out / 'figures' / f'self_test_{name}.png'}")
+            print("\n".join(one.failures), end="\n" if one.failures else "")
+        if any(one.failures for one in tested.values()):
             sys.exit(EXIT_FAILED)
         return
     if (protocol == "convergence") != (run is not None) or (run and synthetic):
@@ -368,14 +371,6 @@ def evaluate(
         "allow_leakage": allow_leakage,
     }
     labels = label.split(",") if label else ()
-    if run is not None:
-        from sssd_hpc.generate.convergence import convergence
-
-        options |= {"sampler": sampler, "steps": steps, "eta": eta, "batch_size": batch_size}
-        result = convergence(run, Store.open(real, verify=True), out, labels=labels, **options)
-        print(report.table(result))
-        print(f"report: {out / 'report.html'}")
-        return
     named = protocols.named_sets(synthetic)
     if protocol == "utility" and len(named) != 1:
         raise UserError(f"--synthetic names {len(named)} sets; utility takes one")
@@ -386,7 +381,12 @@ def evaluate(
         )
         for name, path in named.items()
     }
-    if protocol == "utility":
+    if run is not None:
+        from sssd_hpc.generate.convergence import convergence
+
+        options |= {"sampler": sampler, "steps": steps, "eta": eta, "batch_size": batch_size}
+        result = convergence(run, real_store, out, labels=labels, **options)
+    elif protocol == "utility":
         (only,) = sets.values()
         result = protocols.evaluate(real_store, only, out, label=label, **options)
     else:

@@ -7,11 +7,13 @@ set with a reference set twice, once with synthetic and once with real records a
 
 from __future__ import annotations
 
+import functools
 import math
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +24,7 @@ from sssd_hpc.errors import UserError
 from sssd_hpc.progress import Progress
 
 Better = Literal["lower", "higher"]
+Result = TypeVar("Result")
 
 CHUNK = 256
 MIN_RECORDS = 2
@@ -46,7 +49,7 @@ class Side:
     labels: NDArray[np.int64]
     """(n, k): 1 present, 0 absent."""
     features: NDArray[np.float64]
-    """(n, d) of a classifier that has seen neither side."""
+    """(n, d) of a classifier that has seen neither side; d is 0 where no measure asks."""
     rate_hz: int
     label_names: tuple[str, ...] = ()
     """The k columns of `labels`; may be left out where no measure needs a name."""
@@ -81,8 +84,12 @@ class Side:
         return len(self.signals_mv)
 
     @classmethod
-    def of_store(cls, store: Store, rows: NDArray[np.int64], features: NDArray[np.float64]) -> Side:
+    def of_store(
+        cls, store: Store, rows: NDArray[np.int64], features: NDArray[np.float64] | None = None
+    ) -> Side:
         """Return the records at `rows` of a store, with all of its labels and their features."""
+        if features is None:
+            features = np.empty((len(rows), 0))
         return cls(
             signals_mv=store.signals_mv(rows, LEADS),
             labels=store.labels_of(rows),
@@ -123,6 +130,23 @@ class Side:
             ):
                 known[int(row)] = value
         return np.array([known[int(row)] for row in rows])
+
+
+def remembered(compute: Callable[[Side, Side], Result]) -> Callable[[Side, Side], Result]:
+    """Let a function of two sides keep what it found, which several measures ask, while both live.
+
+    Not functools.lru_cache: that would keep the sides, too, and a side may be a gigabyte.
+    """
+    known: WeakKeyDictionary[Side, WeakKeyDictionary[Side, Result]] = WeakKeyDictionary()
+
+    @functools.wraps(compute)
+    def look_up(first: Side, second: Side) -> Result:
+        of_first = known.setdefault(first, WeakKeyDictionary())
+        if second not in of_first:
+            of_first[second] = compute(first, second)
+        return of_first[second]
+
+    return look_up
 
 
 @dataclass(frozen=True)
@@ -257,18 +281,20 @@ def compare_by_label(
     return results
 
 
-def same_form(real: Side, other: Side) -> None:
-    """Refuse two sides whose records differ in length, rate, labels or features.
+def same_form(real: Side, other: Side, *, features: bool = True) -> None:
+    """Refuse two sides whose records differ in length, rate, labels or, if asked, features.
 
     Raises:
         UserError: they do.
     """
-    for what, ours, theirs in (
+    forms = [
         ("sampling rates in Hz", real.rate_hz, other.rate_hz),
         ("samples a record", real.signals_mv.shape[2], other.signals_mv.shape[2]),
         ("numbers of labels", real.labels.shape[1], other.labels.shape[1]),
-        ("numbers of features", real.features.shape[1], other.features.shape[1]),
-    ):
+    ]
+    if features:
+        forms.append(("numbers of features", real.features.shape[1], other.features.shape[1]))
+    for what, ours, theirs in forms:
         if ours != theirs:
             raise UserError(f"the {what} differ: {ours} in the real set, {theirs} in the other")
 

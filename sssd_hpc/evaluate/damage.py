@@ -6,6 +6,7 @@ a share of the records spoils the same ones, and more, at a higher dose with an 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from sssd_hpc.ecg.leads import CHEST, EIGHT, LEADS, take, to_twelve
 from sssd_hpc.errors import UserError
 from sssd_hpc.evaluate.comparison import Side
+from sssd_hpc.evaluate.copies import PLANTS
 
 Signals = NDArray[np.float32]
 Labels = NDArray[np.int64]
@@ -119,16 +121,22 @@ def double_speed(
 
 
 def planted_copies(
-    side: Side, training: Side, dose: float, generator: np.random.Generator
+    side: Side, training: Side, dose: float, generator: np.random.Generator, *, kind: str
 ) -> tuple[Signals, Labels]:
-    """Put copies of training records, labels too, in place of a share of the records."""
+    """Put copies of training records, labels too, in place of a share of the records.
+
+    `kind`, of `PLANTS`, is how a copy differs from its original.
+    """
     chosen = share(len(side), dose, generator)
     copied = generator.permutation(len(training))[np.arange(len(chosen)) % len(training)]
     signals, labels = side.signals_mv.copy(), side.labels.copy()
-    signals[chosen], labels[chosen] = training.signals_mv[copied], training.labels[copied]
+    signals[chosen] = PLANTS[kind](training.signals_mv[copied], training.rate_hz, generator)
+    labels[chosen] = training.labels[copied]
     return signals, labels
 
 
+COPIES = tuple(f"{kind}_copies" for kind in PLANTS)
+"""Damages that copy training records: what measures of privacy must see."""
 DAMAGES: dict[str, Damage] = {
     damage.name: damage
     for damage in (
@@ -139,6 +147,16 @@ DAMAGES: dict[str, Damage] = {
         Damage("mean_collapse", "drawn towards the mean record", mean_collapse),
         Damage("time_reversal", "played backwards", time_reversal),
         Damage("double_speed", "played at twice the speed", double_speed),
-        Damage("planted_copies", "copies of training records", planted_copies),
+        *(
+            Damage(
+                name,
+                f"copies of training records, {kind}",
+                functools.partial(planted_copies, kind=kind),
+            )
+            for name, kind in zip(COPIES, PLANTS, strict=True)
+        ),
     )
 }
+FIDELITY = tuple(name for name in DAMAGES if name not in COPIES[1:])
+"""Damages that tell whether a measure of fidelity is right: exact copies it must not see, while
+disguised ones have faults of their own."""

@@ -7,13 +7,12 @@ see is what it sees with a hundred records a side; more records let it see more.
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sssd_hpc.evaluate.comparison import MIN_RECORDS, Measure, Side, Undefined
+from sssd_hpc.evaluate.comparison import MIN_RECORDS, Measure, Side, Undefined, remembered
 
 Array = NDArray[np.floating[Any]]
 
@@ -115,8 +114,7 @@ def overlap(candidate: Side, reference: Side) -> dict[str, float]:
     }
 
 
-# Four measures ask in turn for the same distances of two candidates to one reference: five kinds.
-@functools.lru_cache(maxsize=5)
+@remembered
 def _distances(first: Side, second: Side) -> NDArray[np.float64]:
     from scipy.spatial.distance import cdist
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from sssd_hpc.ecg.store import Store
-from sssd_hpc.evaluate import features, figures, physiology, privacy, relations
+from sssd_hpc.evaluate import damage, features, figures, physiology, privacy, relations
 from sssd_hpc.evaluate.comparison import Measure, Side, compare
 from sssd_hpc.evaluate.self_test import SelfTest, self_test, simulated_sides
 from sssd_hpc.evaluate.splits import FOLDS, Split, split
@@ -54,25 +54,26 @@ def inspect(
     """
     parts = {part: split(real, [label], part) for part in FOLDS}
     every = np.arange(synthetic.num_records)
+    training = parts["training"]
+    tried = privacy.members(len(training), seed)
     splits = {
         "real": parts["validation"] + parts["test"],
         "synthetic": Split(((synthetic, every),), synthetic.labels_of(every)),
-        "training": parts["training"],
+        "tried": Split(((real, training.rows[tried]),), training.labels[tried]),
     }
-    arm = Arm("real", parts["training"], parts["validation"])
-    values = laboratory.features(arm, list(splits.values()))
-    sides = {
-        name: Side.of_store(records.parts[0][0], records.rows, of_records)
-        for (name, records), of_records in zip(splits.items(), values, strict=True)
-    }
-    heldout, ours = sides["real"], sides["synthetic"]
+    arm = Arm("real", training, parts["validation"])
+    values = dict(zip(splits, laboratory.features(arm, list(splits.values())), strict=True))
+    heldout = Side.of_store(real, splits["real"].rows, values["real"])
+    ours = Side.of_store(synthetic, every, values["synthetic"])
+    sides = {"real": heldout, "synthetic": ours}
     compared = compare(MEASURES, heldout, ours, seed=seed)
     audited = privacy.audit(
         ours,
-        sides.pop("training"),
+        Side.of_store(real, training.rows),
         heldout,
         synthetic_ids=splits["synthetic"].ecg_id,
-        training_ids=parts["training"].ecg_id,
+        training_ids=training.ecg_id,
+        member_features=values["tried"],
         seed=seed,
     )
     found = {
@@ -93,15 +94,21 @@ def inspect(
     return Inspection(found, sides)
 
 
-def self_check(out: Path, *, seed: int = 0) -> SelfTest:
-    """Test every measure on simulated records, privacy's too; write the matrix into `out`.
+def self_check(out: Path, *, seed: int = 0) -> dict[str, SelfTest]:
+    """Test every measure on simulated records: of fidelity by damage, of privacy by copies.
 
-    Writes self_test.json and figures/self_test.png.
+    Writes self_test.json and, of each, figures/self_test_fidelity.png or _privacy.png into `out`.
     """
     heldout, training, features_of = simulated_sides(seed)
-    measures = (*MEASURES, *privacy.as_measures(training))
-    result = self_test(measures, heldout, training, features_of, seed=seed)
+    results = {
+        name: self_test(measures, heldout, training, features_of, damages=damages, seed=seed)
+        for name, measures, damages in (
+            ("fidelity", MEASURES, damage.FIDELITY),
+            ("privacy", privacy.as_measures(training), damage.COPIES),
+        )
+    }
     (out / "figures").mkdir(parents=True, exist_ok=True)
-    write_json(out / "self_test.json", result.to_json())
-    figures.save(figures.self_test_matrix(result), out / "figures" / "self_test.png")
-    return result
+    write_json(out / "self_test.json", {name: one.to_json() for name, one in results.items()})
+    for name, result in results.items():
+        figures.save(figures.self_test_matrix(result), out / "figures" / f"self_test_{name}.png")
+    return results

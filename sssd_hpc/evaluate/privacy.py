@@ -1,7 +1,7 @@
 """Does a synthetic set give away the records that its generator was trained on?
 
 Membership inference comes first; distances to the closest record do not follow that risk ("The DCR
-Delusion", arXiv 2505.01524) and miss a copy that begins elsewhere (`privacy_self_test`). Every
+Delusion", arXiv 2505.01524) and miss a copy that begins elsewhere, as the self-test shows. Every
 measure has an ideal, what it would be if nothing were given away, and compares training records
 with held-out ones of other patients. PTB-XL's folds 9 and 10 were read with more care than 1 to 8:
 a value just past its ideal may tell of that. Patients in two folds and exact copies are `checks`'s.
@@ -18,7 +18,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from sssd_hpc.evaluate import copies
+from sssd_hpc.evaluate import copies, damage
 from sssd_hpc.evaluate.comparison import Measure, Side, Undefined, halves, same_form
 from sssd_hpc.evaluate.copies import Matches, Prepared
 from sssd_hpc.evaluate.metrics import roc_auc, wilson
@@ -70,7 +70,7 @@ class PrivacyMeasure:
     name: str
     title: str
     sees: tuple[str, ...]
-    """Copies (names of `copies.PLANTS`) that must raise it; the self-test holds it to them."""
+    """Copies (names of `damage.COPIES`) that must raise it; the self-test holds it to them."""
     compute: Callable[[Audit], Leak]
 
 
@@ -101,10 +101,12 @@ class Audit:
     heldout: Side
     """Real records that the generator has not seen, of other patients."""
     seed: int = 0
+    member_features: Array | None = None
+    """(k, d) of the training records at `members`, where `training` has no features of its own."""
 
     def __post_init__(self) -> None:
-        for other in (self.training, self.synthetic):
-            same_form(self.heldout, other)
+        same_form(self.heldout, self.synthetic)
+        same_form(self.heldout, self.training, features=self.member_features is None)
 
     def generator(self, use: int) -> np.random.Generator:
         """Return random numbers of their own for each use."""
@@ -143,10 +145,8 @@ class Audit:
     @functools.cached_property
     def targets(self) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
         """Rows of members (training), of non-members and of the reference (held-out)."""
-        generator = self.generator(0)
-        outsiders, reference = halves(self.heldout, generator)
-        members = generator.permutation(len(self.training))[:TARGETS]
-        return members, outsiders[:TARGETS], reference
+        outsiders, reference = halves(self.heldout, self.generator(0))
+        return members(len(self.training), self.seed), outsiders[:TARGETS], reference
 
     @functools.cached_property
     def threshold(self) -> float:
@@ -157,11 +157,11 @@ class Audit:
     @functools.cached_property
     def signal_scores(self) -> tuple[Array, Array]:
         """Scores of members and of non-members by signals, aligned; greater means a member."""
-        members, outsiders, reference = self.targets
+        tried, outsiders, reference = self.targets
         real, generated = self.prepared["heldout"], self.prepared["synthetic"]
         calibration = real.take(reference)
         scores = []
-        for targets in (self.prepared["training"].take(members), real.take(outsiders)):
+        for targets in (self.prepared["training"].take(tried), real.take(outsiders)):
             near = copies.search(targets, generated).distance
             far = copies.search(targets, calibration).distance
             scores.append(far / np.maximum(near, 1e-6))
@@ -170,17 +170,25 @@ class Audit:
     @functools.cached_property
     def feature_scores(self) -> tuple[Array, Array]:
         """The same by a classifier's features, each in units of its spread."""
-        members, outsiders, reference = self.targets
+        tried, outsiders, reference = self.targets
+        trained = self.member_features
+        if trained is None:
+            trained = self.training.features[tried]
         spread = self.heldout.features.std(axis=0)
         scale = np.where(spread > 0, spread, 1.0)
         generated = self.synthetic.features / scale
         calibration = self.heldout.features[reference] / scale
         scores = []
-        for real in (self.training.features[members], self.heldout.features[outsiders]):
+        for real in (trained, self.heldout.features[outsiders]):
             near, _ = closest(real / scale, generated)
             far, _ = closest(real / scale, calibration)
             scores.append(far / np.maximum(near, 1e-6))
         return scores[0], scores[1]
+
+
+def members(num_training: int, seed: int) -> NDArray[np.int64]:
+    """Return rows of the training records that the inference is tried on."""
+    return np.random.default_rng([seed, 6]).permutation(num_training)[:TARGETS]
 
 
 def _membership(
@@ -198,9 +206,8 @@ def _membership(
 
     def compute(audit: Audit) -> Leak:
         audit.need(heldout=2 * fewest)
-        members, outsiders = getattr(audit, scores)
-        generator = audit.generator(1)
-        return Leak(*_interval(statistic, members, outsiders, generator), ideal)
+        inside, outside = getattr(audit, scores)
+        return Leak(*_interval(statistic, inside, outside, audit.generator(1)), ideal)
 
     return compute
 
@@ -336,7 +343,7 @@ def _copy_share(audit: Audit) -> Leak:
     return Leak(count / len(ours), low, high, ideal)
 
 
-ALIGNED = ("exact", "noisy", "scaled", "shifted", "disguised")
+ALIGNED = damage.COPIES
 MEASURES: tuple[PrivacyMeasure, ...] = (
     PrivacyMeasure(
         "membership_signal",
@@ -353,13 +360,13 @@ MEASURES: tuple[PrivacyMeasure, ...] = (
     PrivacyMeasure(
         "membership_features",
         "Membership inference on a classifier's features: ROC-AUC",
-        ("exact",),
+        ("exact_copies",),
         _membership("feature_scores", attack_auc, 0.5, MIN_RECORDS),
     ),
     PrivacyMeasure(
         "membership_features_tpr",
         "Membership inference on features: members found at 1 % false alarms",
-        ("exact",),
+        ("exact_copies",),
         _membership("feature_scores", attack_tpr, FALSE_POSITIVE_RATE, 100),
     ),
     PrivacyMeasure("copies", "Records that copy a training record", ALIGNED, _copy_share),
@@ -372,7 +379,7 @@ MEASURES: tuple[PrivacyMeasure, ...] = (
     PrivacyMeasure(
         "closest_record",
         "Records whose closest real record, unaligned, was trained on",
-        ("exact", "noisy", "scaled"),
+        ("exact_copies", "noisy_copies", "scaled_copies"),
         _closest_share,
     ),
 )
@@ -407,7 +414,7 @@ def as_measures(training: Side) -> tuple[Measure, ...]:
             title=measure.title,
             unit="",
             better="lower",
-            sees=("planted_copies",),
+            sees=measure.sees,
             compute=functools.partial(value, measure.compute),
         )
         for measure in MEASURES
@@ -453,6 +460,7 @@ def audit(
     *,
     synthetic_ids: Sequence[int] | NDArray[np.int64] | None = None,
     training_ids: Sequence[int] | NDArray[np.int64] | None = None,
+    member_features: Array | None = None,
     seed: int = 0,
 ) -> Privacy:
     """Measure what a synthetic set gives away, and name the worst pairs.
@@ -463,12 +471,13 @@ def audit(
         heldout: real records of other patients, unseen by generator and feature classifier.
         synthetic_ids: what to call synthetic records in `pairs`; default their rows.
         training_ids: the same for training records.
+        member_features: features of the training records at `members`, if `training` has none.
         seed: of samples and bootstraps.
 
     Raises:
         UserError: records that differ in length, rate, labels or features.
     """
-    whole = Audit(synthetic, training, heldout, seed)
+    whole = Audit(synthetic, training, heldout, seed, member_features)
     leaks = {measure.name: measured(measure, whole) for measure in MEASURES}
     counts = {name: len(side) for name, side in vars(whole).items() if isinstance(side, Side)}
     if min(counts.values()) == 0:

@@ -6,7 +6,6 @@ lead are no exception: its power counts as that of the noise floor, and it corre
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sssd_hpc.ecg.leads import EIGHT, LEADS, positions
-from sssd_hpc.evaluate.comparison import Measure, Side, Undefined
+from sssd_hpc.evaluate.comparison import Measure, Side, Undefined, remembered
 
 Array = NDArray[np.floating[Any]]
 
@@ -89,8 +88,7 @@ def _three_distances(candidate: Side, reference: Side) -> tuple[Array, Array, Ar
     )
 
 
-# Two measures ask in turn for the same distances of two candidates to one reference: five kinds.
-@functools.lru_cache(maxsize=5)
+@remembered
 def _distances(first: Side, second: Side) -> NDArray[np.float64]:
     """Return the RMS difference in mV of every pair of records."""
     a, b = (

@@ -29,8 +29,8 @@ DOSES = (0.25, 0.5, 1.0)
 REPEATS = 5
 BEYOND = 3.0
 """Standard deviations of the undamaged repeats by which a seen damage shifts the mean, at least."""
-ONLY_DECLARED = ("planted_copies",)
-"""Damages that no other measure may see: copies of real records are faithful."""
+ONLY_DECLARED = ("exact_copies",)
+"""Damages that no other measure may see: copies of real records are faithful; disguises are not."""
 
 SIMULATED_RATE_HZ = RATE_HZ // DECIMATION
 FEATURE_RECORDS, TRAINING_RECORDS, HELDOUT_RECORDS = 200, 100, 200
@@ -93,6 +93,7 @@ def self_test(
     training: Side,
     features: Features,
     *,
+    damages: Sequence[str] = tuple(DAMAGES),
     doses: Sequence[float] = DOSES,
     repeats: int = REPEATS,
     seed: int = 0,
@@ -108,8 +109,9 @@ def self_test(
         measures: what is tested; `sees` is what each one promises. A measure with three sides is
             given as one that holds the training records itself.
         heldout: real records, damaged as the candidate and whole as the reference.
-        training: real records that `planted_copies` copies; none of their patients is held out.
+        training: real records that copies are planted of; none of their patients is held out.
         features: maps signals (n, 12, L) in mV to features (n, d), as those of the sides.
+        damages: names of `DAMAGES`; what a measure declares of others is not asked.
         doses: rising, of 0 to 1.
         repeats: at least 3, or an undamaged deviation says little.
         seed: of halvings, damages and the measures' own choices.
@@ -127,14 +129,15 @@ def self_test(
             raise UserError(
                 f"measure {measure.name} declares {unknown[0]!r}; use {', '.join(DAMAGES)}"
             )
-    values, count = _values(measures, heldout, training, features, doses, repeats, seed)
+    damages = tuple(damages)
+    values, count = _values(measures, heldout, training, features, damages, doses, repeats, seed)
     cells = [
         judge(measure, damage, values[measure.name, ""], values[measure.name, damage], doses)
         for measure in measures
-        for damage in DAMAGES
+        for damage in damages
     ]
     names = tuple(measure.name for measure in measures)
-    return SelfTest(names, tuple(DAMAGES), doses, repeats, count, tuple(cells))
+    return SelfTest(names, damages, doses, repeats, count, tuple(cells))
 
 
 def _values(
@@ -142,6 +145,7 @@ def _values(
     heldout: Side,
     training: Side,
     features: Features,
+    damages: tuple[str, ...],
     doses: tuple[float, ...],
     repeats: int,
     seed: int,
@@ -153,10 +157,10 @@ def _values(
     values = {
         (measure.name, damage): np.full((repeats, len(doses) if damage else 1), math.nan)
         for measure in measures
-        for damage in ("", *DAMAGES)
+        for damage in ("", *damages)
     }
     fewest = len(heldout)
-    title, total = "metric self-test", repeats * (1 + len(DAMAGES) * len(doses))
+    title, total = "metric self-test", repeats * (1 + len(damages) * len(doses))
     with Progress(title, total=total, unit="damaged sets") as progress:
         for repeat in range(repeats):
             generator = np.random.default_rng([seed, repeat])
@@ -164,6 +168,8 @@ def _values(
             fewest = min(fewest, len(candidate), len(reference))
             sides = [("", 0, candidate)]
             for number, damage in enumerate(DAMAGES.values()):
+                if damage.name not in damages:
+                    continue
                 for at, dose in enumerate(doses):
                     # Equal at all doses: a higher one spoils the same records, and more.
                     own = np.random.default_rng([seed, repeat, number])

@@ -73,14 +73,15 @@ def test_scaling_comes_from_the_training_records(tiny: Recipe) -> None:
     ("length", "window"), [(1000, 250), (251, 250), (250, 250), (5, 2), (3, 3)]
 )
 def test_windows_cover_a_record_and_never_leave_it(length: int, window: int) -> None:
-    starts = window_starts(length, window)
+    starts = window_starts(length, window, window // 2)
     covered = {sample for start in starts for sample in range(start, start + window)}
     assert covered == set(range(length))
     assert len(set(starts)) == len(starts)
 
 
-def test_a_ten_second_record_has_seven_windows() -> None:
-    assert window_starts(1000, 250) == [0, 125, 250, 375, 500, 625, 750]
+def test_a_ten_second_record_has_seven_windows_or_four_apart() -> None:
+    assert window_starts(1000, 250, 125) == [0, 125, 250, 375, 500, 625, 750]
+    assert window_starts(1000, 250, 250) == [0, 250, 500, 750]
 
 
 def test_a_record_shorter_than_a_crop_is_one_window(tiny: Recipe) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import weakref
 from dataclasses import replace
 
 import numpy as np
@@ -10,7 +11,15 @@ import pytest
 
 from sssd_hpc.ecg.leads import LEADS
 from sssd_hpc.errors import UserError
-from sssd_hpc.evaluate.comparison import Measure, Side, Undefined, compare, compare_by_label, halves
+from sssd_hpc.evaluate.comparison import (
+    Measure,
+    Side,
+    Undefined,
+    compare,
+    compare_by_label,
+    halves,
+    remembered,
+)
 
 
 def side(count: int = 40, *, mean: float = 0.0, seed: int = 0, patients=None) -> Side:
@@ -200,3 +209,23 @@ def test_each_label_is_compared_by_itself_with_as_many_records():
         "5 held-out and 5 synthetic records of PVC: at least 20 and 10 are needed"
     )
     assert set(compare_by_label([], replace(real, label_names=()), made)) == {"0", "1", "2"}
+
+
+def test_what_two_sides_have_in_common_is_remembered_while_both_live():
+    calls = []
+
+    @remembered
+    def gap(first, second):
+        calls.append(1)
+        return mean_gap(first, second, np.random.default_rng(0))
+
+    one, other = side(10), side(10, seed=1)
+    watched = weakref.ref(other)
+    assert gap(one, other) == gap(one, other)
+    assert len(calls) == 1
+    assert gap(other, one) == gap(one, other)
+    assert len(calls) == 2
+    del other
+    assert watched() is None
+    assert gap(one, side(10, seed=1)) > 0
+    assert len(calls) == 3

@@ -12,7 +12,8 @@ from sssd_hpc.evaluate.damage import DAMAGES, NOISE_MV
 
 DESIGNED = (
     "noise", "mode_drop", "label_shuffle", "lead_swap", "mean_collapse", "time_reversal",
-    "double_speed", "planted_copies",
+    "double_speed", "exact_copies", "noisy_copies", "scaled_copies", "shifted_copies",
+    "disguised_copies",
 )  # fmt: skip
 
 
@@ -57,7 +58,9 @@ def test_a_dose_of_zero_changes_nothing_and_a_dose_never_changes_its_input(name)
     np.testing.assert_array_equal(signals, again)
 
 
-@pytest.mark.parametrize("name", ["lead_swap", "time_reversal", "double_speed", "planted_copies"])
+@pytest.mark.parametrize(
+    "name", ["lead_swap", "time_reversal", "double_speed", "exact_copies", "disguised_copies"]
+)
 def test_a_higher_dose_spoils_the_same_records_and_more(name):
     def spoiled(dose):
         signals, _, candidate, _ = damaged(name, dose)
@@ -129,7 +132,7 @@ def test_backwards_twice_is_forwards_and_double_speed_doubles_frequency():
 
 
 def test_planted_copies_are_training_records_with_their_labels():
-    signals, labels, _, training = damaged("planted_copies", 0.5)
+    signals, labels, _, training = damaged("exact_copies", 0.5)
     known = {
         record.tobytes(): row
         for record, row in zip(training.signals_mv, training.labels, strict=True)

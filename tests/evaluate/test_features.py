@@ -160,7 +160,7 @@ def test_features_are_what_the_last_layer_reads():
     features = classifier.features(signals)
     assert features.shape == (70, 128)
     last = classifier.network.head[-1]
-    starts = window_starts(400, classifier.window)
+    starts = window_starts(400, classifier.window, classifier.window)
     with torch.no_grad():
         windows = torch.stack(
             [classifier.standardise(signals)[..., s : s + classifier.window] for s in starts]

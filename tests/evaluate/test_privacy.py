@@ -14,8 +14,9 @@ from sklearn.metrics import roc_auc_score, roc_curve
 from sssd_hpc.ecg import simulate
 from sssd_hpc.ecg.leads import EIGHT, LEADS, positions, to_twelve
 from sssd_hpc.errors import UserError
-from sssd_hpc.evaluate import copies, privacy, privacy_self_test
-from sssd_hpc.evaluate.comparison import Side, measured
+from sssd_hpc.evaluate import copies, privacy, self_test
+from sssd_hpc.evaluate.comparison import Side
+from sssd_hpc.evaluate.damage import COPIES, DAMAGES
 
 MEMBERSHIP = ("membership_signal", "membership_features")
 
@@ -41,59 +42,53 @@ def sides() -> tuple[Side, Side, Side]:
 
 
 @pytest.fixture(scope="module")
-def tested(sides) -> privacy_self_test.SelfTest:
-    return privacy_self_test.self_test(*sides, features, doses=(0.0, 0.2, 0.6), seed=1)
+def tested(sides) -> self_test.SelfTest:
+    """What the self-test says of measures of privacy, a hundred records a side."""
+    synthetic, training, heldout = sides
+    both = Side(
+        np.concatenate([synthetic.signals_mv, heldout.signals_mv]),
+        (np.arange(200)[:, None] % 3 == 0).astype(np.int64),
+        np.concatenate([synthetic.features, heldout.features]),
+        100,
+    )
+    training = replace(training, labels=both.labels[:100])
+    measures = privacy.as_measures(training)
+    return self_test.self_test(
+        measures, both, training, features, damages=COPIES, doses=(0.2, 0.6), repeats=3, seed=1
+    )
 
 
 def test_every_measure_sees_the_copies_it_declares_to_see(tested) -> None:
-    assert tested.faults() == []
+    assert tested.failures == []
+    assert len(tested.measures) == 5
     json.dumps(tested.to_json(), allow_nan=False)
 
 
 @pytest.mark.parametrize("kind", list(copies.PLANTS))
 @pytest.mark.parametrize("name", ["membership_signal", "copies", "distance_ratio"])
 def test_aligned_measures_rise_with_the_dose_of_any_disguise(tested, name: str, kind: str) -> None:
-    clean, some, many = tested.leaks[name][kind]
-    assert not clean.exposed
-    assert clean.value < some.value < many.value
-    assert many.exposed
-    assert many.low <= many.value <= many.high
+    cell = tested.cell(f"privacy_{name}", f"{kind}_copies")
+    assert cell.status == "seen"
+    assert 0 == cell.shifts[0] < cell.shifts[1] < cell.shifts[2]
 
 
 def test_the_distance_to_the_closest_record_alone_misses_shifted_copies(tested) -> None:
-    clean, *_, shifted = tested.leaks["closest_record"]["shifted"]
-    assert shifted.value < clean.high
-    assert not shifted.exposed
-    assert tested.leaks["closest_record"]["exact"][-1].value > clean.high
-    assert tested.leaks["copies"]["shifted"][-1].value > 0.5
+    assert tested.cell("privacy_closest_record", "shifted_copies").least_dose is None
+    assert tested.cell("privacy_closest_record", "exact_copies").status == "seen"
+    assert tested.cell("privacy_copies", "shifted_copies").status == "seen"
 
 
-def test_copies_are_counted_at_their_dose(tested) -> None:
-    for kind in copies.PLANTS:
-        clean, some, many = (leak.value for leak in tested.leaks["copies"][kind])
-        assert clean <= 0.05
-        assert some == pytest.approx(0.2, abs=0.05)
-        assert many == pytest.approx(0.6, abs=0.05)
-
-
-def test_as_measures_of_two_sides_they_see_planted_copies(sides) -> None:
+@pytest.mark.parametrize("kind", list(copies.PLANTS))
+@pytest.mark.parametrize("dose", [0.0, 0.2, 0.6])
+def test_copies_are_counted_at_their_dose(sides, kind: str, dose: float) -> None:
     synthetic, training, heldout = sides
-    planted = privacy_self_test.plant(synthetic, training, features, "exact", 0.8)
-    measures = privacy.as_measures(training)
-    assert len(measures) == 5
-    for measure in measures:
-        clean, _ = measured(measure, synthetic, heldout, [0])
-        damaged, _ = measured(measure, planted, heldout, [0])
-        assert measure.sees == ("planted_copies",)
-        assert damaged > clean + 0.1, measure.name
-
-
-def test_a_measure_that_sees_nothing_is_a_fault(tested) -> None:
-    row = tested.leaks["copies"]["exact"]
-    deaf = {**tested.leaks, "copies": {"exact": (row[0],) * 3}}
-    faults = replace(tested, leaks=deaf).faults()
-    assert len(faults) == 1
-    assert faults[0].startswith("copies does not see exact copies")
+    planted, _ = DAMAGES[f"{kind}_copies"].apply(
+        synthetic, training, dose, np.random.default_rng(1)
+    )
+    audit = privacy.Audit(replace(synthetic, signals_mv=planted), training, heldout)
+    (counted,) = [one.compute(audit) for one in privacy.MEASURES if one.name == "copies"]
+    assert counted.value == pytest.approx(dose, abs=0.05)
+    assert counted.exposed == (dose > 0)
 
 
 def test_a_generator_that_copies_everything_is_exposed(sides) -> None:
@@ -140,6 +135,16 @@ def test_the_same_seed_finds_the_same(sides) -> None:
     assert privacy.audit(*small, seed=3).to_json() == privacy.audit(*small, seed=3).to_json()
 
 
+def test_features_of_the_tried_members_alone_say_the_same(sides) -> None:
+    synthetic, training, heldout = sides
+    tried = training.features[privacy.members(100, 0)]
+    bare = replace(training, features=np.empty((100, 0)))
+    whole = privacy.audit(*sides)
+    assert privacy.audit(synthetic, bare, heldout, member_features=tried) == whole
+    with pytest.raises(UserError, match="numbers of features"):
+        privacy.audit(synthetic, bare, heldout)
+
+
 @pytest.mark.parametrize("emptied", ["synthetic", "training", "heldout"])
 @pytest.mark.parametrize("count", [0, 1, 5])
 def test_small_sets_are_undefined_with_a_reason(sides, emptied: str, count: int) -> None:
@@ -183,17 +188,6 @@ def test_planted_copies_keep_the_laws_of_the_leads(sides, kind: str) -> None:
     np.testing.assert_allclose(
         to_twelve(planted[:, positions(LEADS, EIGHT)], EIGHT), planted, atol=4e-3
     )
-
-
-def test_higher_doses_replace_the_same_records_and_more(sides) -> None:
-    synthetic, training, _ = sides
-    changed = []
-    for dose in (0.1, 0.3):
-        planted = privacy_self_test.plant(synthetic, training, features, "exact", dose)
-        changed.append((planted.signals_mv != synthetic.signals_mv).any(axis=(1, 2)))
-        np.testing.assert_allclose(features(planted.signals_mv), planted.features)
-    assert (changed[0].sum(), changed[1].sum()) == (10, 30)
-    assert not (changed[0] & ~changed[1]).any()
 
 
 def test_attack_scores_equal_scikit_learn() -> None:

@@ -12,7 +12,7 @@ import pytest
 from sssd_hpc.errors import UserError
 from sssd_hpc.evaluate import figures, physiology, privacy
 from sssd_hpc.evaluate.comparison import Measure, Side
-from sssd_hpc.evaluate.damage import DAMAGES
+from sssd_hpc.evaluate.damage import COPIES, FIDELITY
 from sssd_hpc.evaluate.features import FEATURES
 from sssd_hpc.evaluate.relations import RELATIONS
 from sssd_hpc.evaluate.self_test import judge, self_test, simulated_sides
@@ -58,8 +58,9 @@ def simulated():
 def whole(simulated):
     """The self-test as users get it, with a planted-copy finder beside the measures of fidelity."""
     heldout, training, extract = simulated
-    finder = measure("copies", ("planted_copies",), compute=copies_in(training))
-    return self_test((*FEATURES, *RELATIONS, finder), heldout, training, extract)
+    finder = measure("copies", ("exact_copies",), compute=copies_in(training))
+    measures = (*FEATURES, *RELATIONS, finder)
+    return self_test(measures, heldout, training, extract, damages=FIDELITY)
 
 
 def test_every_measure_sees_what_it_declares_and_none_sees_faithful_copies(whole):
@@ -67,10 +68,10 @@ def test_every_measure_sees_what_it_declares_and_none_sees_faithful_copies(whole
 
 
 def test_every_damage_is_seen_by_a_measure_that_declares_it(whole):
-    for damage in DAMAGES:
+    for damage in FIDELITY:
         seen = [name for name in whole.measures if whole.cell(name, damage).status == "seen"]
         assert seen, damage
-    assert whole.cell("copies", "planted_copies").least_dose == 0.25
+    assert whole.cell("copies", "exact_copies").least_dose == 0.25
     assert whole.cell("frechet_by_label", "label_shuffle").status == "seen"
 
 
@@ -84,16 +85,21 @@ def test_a_picture_and_json_hold_the_whole_matrix(whole, tmp_path):
     figures.self_test_matrix(whole).savefig(tmp_path / "matrix.png")
     assert (tmp_path / "matrix.png").stat().st_size > 10_000
     again = json.loads(json.dumps(whole.to_json(), allow_nan=False))
-    assert len(again["cells"]) == len(whole.measures) * len(DAMAGES)
+    assert len(again["cells"]) == len(whole.measures) * len(FIDELITY)
     assert again["failures"] == []
     assert again["cells"][0]["measure"] == "frechet"
 
 
 def test_physiology_and_privacy_see_what_they_declare(simulated):
     heldout, training, extract = simulated
-    measures = (*physiology.MEASURES, *privacy.as_measures(training))
-    tested = self_test(measures, heldout, training, extract, doses=(1.0,), repeats=3)
-    assert tested.failures == []
+    for measures, damages in (
+        (physiology.MEASURES, FIDELITY),
+        (privacy.as_measures(training), COPIES),
+    ):
+        tested = self_test(
+            measures, heldout, training, extract, damages=damages, doses=(1.0,), repeats=3
+        )
+        assert tested.failures == []
 
 
 def test_a_measure_that_misses_a_declared_damage_fails():
@@ -116,8 +122,8 @@ def test_a_measure_that_sees_copies_without_declaring_them_fails():
     training = side(seed=1)
     finder = measure("finder", (), compute=copies_in(training))
     result = self_test([finder], side(), training, features)
-    assert result.cell("finder", "planted_copies").status == "forbidden"
-    assert "finder sees planted_copies, which are faithful" in result.failures[0]
+    assert result.cell("finder", "exact_copies").status == "forbidden"
+    assert "finder sees exact_copies, which are faithful" in result.failures[0]
 
 
 def test_a_measure_that_is_undefined_where_it_must_see_fails():
