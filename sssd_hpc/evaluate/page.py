@@ -154,13 +154,14 @@ def table_page(report: dict[str, Any], pictures: dict[str, bytes]) -> str:
     return _PAGE.format(title=escape(found["title"]), body="\n".join(filter(None, sections)))
 
 
-def _value_cell(metric: dict[str, Any]) -> str:
-    """Return a cell of the page: a value over its interval, or why there is none."""
+def _value_cell(metric: dict[str, Any], theirs: float | None = None) -> str:
+    """Return a cell of the page: a value over its interval, or why there is none; the paper's."""
+    beside = "" if theirs is None else f"<small>paper {theirs:.3f}</small>"
     if metric["value"] is None:
-        return f'<td class=none title="{escape(metric["reason"])}">n/a</td>'
+        return f'<td class=none title="{escape(metric["reason"])}">n/a{beside}</td>'
     return (
         f"<td><b>{metric['value']:.3f}</b>"
-        f"<small>{metric['low']:.2f} to {metric['high']:.2f}</small></td>"
+        f"<small>{metric['low']:.2f} to {metric['high']:.2f}</small>{beside}</td>"
     )
 
 
@@ -195,7 +196,8 @@ def _score_table(report: dict[str, Any]) -> str:
     header = "".join(f"<th>{escape(title)}</th>" for title in COLUMNS.values())
     body = []
     for protocol, row in report["protocols"].items():
-        cells = [_value_cell(row["metrics"][name]) for name in COLUMNS]
+        theirs = report["paper"].get(protocol, {})
+        cells = [_value_cell(row["metrics"][name], theirs.get(name)) for name in COLUMNS]
         note = f"<br><i>{escape(row['reason'])}</i>" if row["reason"] else ""
         body.append(
             f"<tr><th>{protocol}</th><td class=meaning>{escape(MEANING[protocol])}{note}</td>"
@@ -217,11 +219,17 @@ def _small_sample(report: dict[str, Any]) -> str:
         if min(tests) < 1000
         else ""
     )
+    paper = (
+        "The paper's figures are those of SSSD-ECG-nle, arXiv 2407.11108, Table I: other records, "
+        "classifiers and seeds."
+        if report["paper"]
+        else f"The paper has no figures of {escape(report['label'])} alone."
+    )
     return (
         f"<p class=note>{warning}Small print under a value is its 95 % interval over "
         f"{NUM_BOOTSTRAPS} bootstrap draws of the test records that keep both classes. It does not "
         f"cover another training run. All but ROC-AUC depend on the threshold, chosen on fold 9 of "
-        f"the training side for the greatest G-mean = sqrt(sensitivity x specificity).</p>"
+        f"the training side for the greatest G-mean = sqrt(sensitivity x specificity). {paper}</p>"
     )
 
 

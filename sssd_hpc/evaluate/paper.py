@@ -103,3 +103,12 @@ TABLE_IV: dict[str, dict[str, dict[int, tuple[float, float]]]] = {
     },
 }
 """Convergence: G-mean and F1 by protocol, label and samples seen; a network for each label."""
+
+
+def of_label(label: str) -> dict[str, dict[str, float]]:
+    """Return Table I's G-mean and F1 of SSSD-ECG-nle for a label, by protocol; empty if unknown."""
+    return {
+        row.removeprefix("nle "): dict(zip(("g_mean", "f1"), figures[label], strict=True))
+        for row, figures in TABLE_I.items()
+        if not row.startswith("sssd_ecg") and label in figures
+    }

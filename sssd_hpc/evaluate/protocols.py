@@ -93,6 +93,7 @@ def evaluate(
         },
         "checks": [asdict(finding) for finding in findings],
         "protocols": results,
+        "paper": paper.of_label(label),
         "trtr_minus_tstr": {"roc_auc": _gap(results["TRTR"], results["TSTR"], seed).to_json()},
         **inspection.found,
         **_making(laboratory, began),

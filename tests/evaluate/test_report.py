@@ -11,7 +11,7 @@ import pytest
 from sklearn.metrics import roc_curve
 
 from sssd_hpc.ecg.store import Store
-from sssd_hpc.evaluate import figures, page, report
+from sssd_hpc.evaluate import figures, page, paper, report
 from sssd_hpc.evaluate.classify import Recipe
 from sssd_hpc.evaluate.protocols import evaluate
 from sssd_hpc.evaluate.summary import beyond_floor, summary
@@ -98,6 +98,7 @@ def sample() -> dict[str, Any]:
         },
         "sides": {"real": side, "synthetic": {**side, "name": "synthetic"}},
         "checks": [{"name": "a check", "ok": True, "detail": "fine"}],
+        "paper": {"TSTR": {"g_mean": 0.922, "f1": 0.709}},
         "protocols": {
             "TRTR": _row("real", "real", 0.8, None),
             "TSTR": _row("synthetic", "real", 0.58, None),
@@ -243,6 +244,20 @@ def test_the_page_warns_of_small_samples_and_of_allowed_leakage(sample: dict[str
     text = page.report_page(sample, PICTURES)
     assert "This is a small sample" not in text
     assert "Leakage was allowed; scores are too good.</b> 3 copies" in text
+
+
+def test_the_papers_figures_stand_beside_those_of_its_labels(sample: dict[str, Any]) -> None:
+    text = page.report_page(sample, PICTURES)
+    assert text.count("<small>paper ") == 2
+    assert "paper 0.922" in text
+    assert "Table I: other records" in text
+    sample["paper"] = paper.of_label("NORM")
+    assert "The paper has no figures of NORM alone" in page.report_page(sample, PICTURES)
+    assert paper.of_label("AFIB") == {
+        "TRTR": {"g_mean": 0.950, "f1": 0.744},
+        "TSTR": {"g_mean": 0.922, "f1": 0.709},
+        "TRTS": {"g_mean": 0.985, "f1": 0.858},
+    }
 
 
 def test_hostile_names_reach_the_page_as_text(sample: dict[str, Any]) -> None:
