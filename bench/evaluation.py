@@ -1,11 +1,13 @@
-"""What the fidelity measures cost on a whole synthetic PTB-XL: seconds and peak memory.
+"""What judging a whole synthetic PTB-XL costs: seconds and peak memory, training left out.
 
-    python -m bench.evaluation [--records 22000] [--heldout 4400] [--repeats 5]
+    python -m bench.evaluation [--records 22000] [--training 17400] [--heldout 4400] [--repeats 5]
 
-Records are random: a cost does not depend on what the numbers are. Features of an xresnet1d50 are
-timed on some records and counted for all, each record costs the same; training it is not counted.
-The bound is 300 s and 4 GB on 2 cores; `seconds` and `cpu_seconds` stand beside each other, for a
-machine that is shared.
+Everything that `sssd_hpc.evaluate.inspection.inspect` computes: features of an xresnet1d50, every
+measure of fidelity beside its floor, physiology, effects of labels, the audit of privacy. Records
+are a few hundred simulated ones, each many times at another gain and moment: what they cost does
+not depend on how they differ. Features are timed on some records and counted for all, since each
+record costs the same. The bound is 300 s and 4 GB on 2 cores; `seconds` and `cpu_seconds` stand
+beside each other, for a machine that is shared.
 """
 
 from __future__ import annotations
@@ -20,16 +22,18 @@ import numpy as np
 import torch
 
 from bench.timing import forget_peak, peak_gb, record, say
+from sssd_hpc.ecg.simulate import place, simulate_record
+from sssd_hpc.ecg.store import GAIN_PER_MV
+from sssd_hpc.evaluate import physiology, privacy
 from sssd_hpc.evaluate.classify import Classifier
 from sssd_hpc.evaluate.comparison import Measure, Side, compare
-from sssd_hpc.evaluate.features import FEATURES
-from sssd_hpc.evaluate.relations import RELATIONS
+from sssd_hpc.evaluate.inspection import MEASURES
 from sssd_hpc.evaluate.xresnet1d import HEAD_WIDTH, XResNet1d
 
 BOUND_S, BOUND_GB = 300.0, 4.0
 NUM_LABELS, RATE_HZ, LENGTH = 71, 100, 1000
+SIMULATED_RECORDS = 300
 FEATURE_RECORDS = 512
-MEASURES = (*FEATURES, *RELATIONS)
 
 
 class Stopwatch:
@@ -45,6 +49,7 @@ class Stopwatch:
         spent = self.spent.setdefault(name, [0.0, 0.0])
         spent[0] += time.perf_counter() - wall
         spent[1] += time.process_time() - cpu
+        say(f"  {name}: {spent[0]:.1f} s, {peak_gb():.2f} GB")
         return result
 
     def to_json(self) -> dict[str, dict[str, float]]:
@@ -56,24 +61,30 @@ class Stopwatch:
         }
 
 
-def random_side(count: int, seed: int) -> Side:
-    """Return random walks that come back to zero, at the amplitude of an ECG."""
+def varied_side(simulated: np.ndarray, count: int, seed: int, *, features: bool = True) -> Side:
+    """Return simulated records again and again, each at another gain and moment."""
     generator = np.random.default_rng(seed)
-    signals = generator.standard_normal((count, 12, LENGTH), dtype=np.float32)
-    for begin in range(0, count, 256):
-        chunk = signals[begin : begin + 256]
-        for at in range(1, LENGTH):
-            chunk[..., at] = 0.9 * chunk[..., at - 1] + 0.1 * chunk[..., at]
-    labels = (generator.random((count, NUM_LABELS)) < 0.04).astype(np.int64)
-    features = generator.normal(size=(count, HEAD_WIDTH))
-    return Side(signals, labels, features, RATE_HZ, patients=generator.integers(0, count, count))
+    signals = np.empty((count, 12, LENGTH), dtype=np.float32)
+    for row in range(count):
+        source = simulated[generator.integers(len(simulated))]
+        signals[row] = generator.uniform(0.7, 1.4) * np.roll(source, generator.integers(LENGTH), 1)
+    return Side(
+        signals,
+        (generator.random((count, NUM_LABELS)) < 0.04).astype(np.int64),
+        generator.normal(size=(count, HEAD_WIDTH if features else 0)),
+        RATE_HZ,
+        label_names=tuple(f"label{k}" for k in range(NUM_LABELS)),
+        patients=generator.integers(0, count, count),
+    )
 
 
-def watched(measure: Measure, watch: Stopwatch) -> Measure:
+def watched(measure: Measure, spent: dict[str, float]) -> Measure:
     """Return the measure with its time taken."""
 
     def compute(candidate: Side, reference: Side, generator: np.random.Generator) -> float:
-        value: float = watch(measure.name, lambda: measure.compute(candidate, reference, generator))
+        begin = time.perf_counter()
+        value = measure.compute(candidate, reference, generator)
+        spent[measure.name] = spent.get(measure.name, 0.0) + time.perf_counter() - begin
         return value
 
     return replace(measure, compute=compute)
@@ -85,41 +96,62 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--records", type=int, default=22_000)
+    parser.add_argument("--training", type=int, default=17_400)
     parser.add_argument("--heldout", type=int, default=4_400)
     parser.add_argument("--repeats", type=int, default=5)
     options = parser.parse_args()
     torch.manual_seed(0)
     window = int(2.5 * RATE_HZ)
     classifier = Classifier(XResNet1d(num_outputs=NUM_LABELS), 0.0, 0.2, window)
+    simulated = np.stack([simulate_record(0, place(0, k))[1] for k in range(SIMULATED_RECORDS)])
+    simulated = (simulated / GAIN_PER_MV).astype(np.float32)
+
     watch = Stopwatch()
     forget_peak()
-    synthetic, heldout = random_side(options.records, 0), random_side(options.heldout, 1)
-    timed = heldout.signals_mv[:FEATURE_RECORDS]
-    watch("features", lambda: classifier.features(timed))
+    synthetic = varied_side(simulated, options.records, 0)
+    heldout = varied_side(simulated, options.heldout, 1)
+    training = varied_side(simulated, options.training, 2, features=False)
+    tried = privacy.members(len(training), 0)
+    classifier.features(heldout.signals_mv[:64])
+    watch("features", lambda: classifier.features(heldout.signals_mv[:FEATURE_RECORDS]))
     # What was timed counts as many times as there are records.
-    for at, spent in enumerate(watch.spent["features"]):
-        watch.spent["features"][at] = spent / len(timed) * (options.records + options.heldout)
-    say(f"{options.records} and {options.heldout} records, {peak_gb():.2f} GB")
-    measures = [watched(measure, watch) for measure in MEASURES]
+    all_featured = options.records + options.heldout + len(tried)
+    scale = all_featured / min(FEATURE_RECORDS, options.heldout)
+    watch.spent["features"] = [scale * spent for spent in watch.spent["features"]]
+
+    by_measure: dict[str, float] = {}
+    measures = [watched(measure, by_measure) for measure in MEASURES]
     found = watch("compare", lambda: compare(measures, heldout, synthetic, repeats=options.repeats))
     undefined = {name: result.reason for name, result in found.items() if result.reason}
-    if undefined:
-        raise SystemExit(f"undefined, hence not measured: {undefined}")
+    watch("physiology", lambda: [physiology.table_of(s).summary() for s in (heldout, synthetic)])
+    watch("label_effects", lambda: physiology.label_effects(heldout, synthetic))
+    features = np.random.default_rng(3).normal(size=(len(tried), HEAD_WIDTH))
+    watch(
+        "privacy",
+        lambda: privacy.audit(synthetic, training, heldout, member_features=features),
+    )
     parts = watch.to_json()
-    whole = [parts[name] for name in ("features", "compare")]
-    result = {
-        "records": options.records,
-        "heldout": options.heldout,
-        "repeats": options.repeats,
-        "seconds": round(sum(part["seconds"] for part in whole), 1),
-        "cpu_seconds": round(sum(part["cpu_seconds"] for part in whole), 1),
-        "peak_gb": round(peak_gb(), 2),
-        "bound_s": BOUND_S,
-        "bound_gb": BOUND_GB,
-        "features_timed_on": len(timed),
-        "parts": parts,
-    }
-    record("evaluation", result)
+    record(
+        "evaluation",
+        {
+            "records": options.records,
+            "training": options.training,
+            "heldout": options.heldout,
+            "repeats": options.repeats,
+            "seconds": round(sum(part["seconds"] for part in parts.values()), 1),
+            "cpu_seconds": round(sum(part["cpu_seconds"] for part in parts.values()), 1),
+            "peak_gb": round(peak_gb(), 2),
+            "bound_s": BOUND_S,
+            "bound_gb": BOUND_GB,
+            "features_timed_on": FEATURE_RECORDS,
+            "undefined": undefined,
+            "parts": parts,
+            "measures_s": {
+                name: round(spent, 2)
+                for name, spent in sorted(by_measure.items(), key=lambda item: -item[1])
+            },
+        },
+    )
 
 
 if __name__ == "__main__":
