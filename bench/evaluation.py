@@ -123,7 +123,7 @@ def main() -> None:
     measures = [watched(measure, by_measure) for measure in MEASURES]
     found = watch("compare", lambda: compare(measures, heldout, synthetic, repeats=options.repeats))
     undefined = {name: result.reason for name, result in found.items() if result.reason}
-    watch("physiology", lambda: [physiology.table_of(s).summary() for s in (heldout, synthetic)])
+    watch("physiology", lambda: [physiology.drawn_table(s, 0) for s in (heldout, synthetic)])
     watch("label_effects", lambda: physiology.label_effects(heldout, synthetic))
     features = np.random.default_rng(3).normal(size=(len(tried), HEAD_WIDTH))
     watch(

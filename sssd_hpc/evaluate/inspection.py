@@ -84,7 +84,9 @@ def inspect(
             }
             for group, measures in GROUPS.items()
         },
-        "physiology": {name: physiology.table_of(side).summary() for name, side in sides.items()},
+        "physiology": {
+            name: physiology.drawn_table(side, seed).summary() for name, side in sides.items()
+        },
         "label_effects": [
             {**effect.to_json(), "title": physiology.TITLES[effect.quantity][0]}
             for effect in physiology.label_effects(heldout, ours, seed=seed)

@@ -93,8 +93,11 @@ def report_page(report: dict[str, Any], pictures: dict[str, bytes]) -> str:
         *(_figure(name, pictures[name]) for name in ("roc", "scores", "calibration")),
         "<h2>Fidelity: beside real records</h2>",
         _fidelity_table(report["fidelity"]),
+        _figure("map", pictures["map"]),
+        "<h2>What a cardiologist reads</h2>",
+        _quantity_table(report["physiology"]),
         _failures(report["physiology"]),
-        *(_figure(name, pictures[name]) for name in ("physiology", "map")),
+        _figure("physiology", pictures["physiology"]),
         "<h2>What labels do</h2>",
         _effect_table(report["label_effects"]),
         "<h2>Privacy</h2>",
@@ -288,6 +291,30 @@ def _fidelity_table(fidelity: dict[str, Any]) -> str:
         "<div class=wide><table><thead><tr><th>Measure</th><th>Unit</th><th>Synthetic</th>"
         "<th>Real (floor)</th><th>Better</th><th></th></tr></thead>"
         f"<tbody>{''.join(body)}</tbody></table></div>"
+    )
+
+
+def _quantity_table(found: dict[str, Any]) -> str:
+    """Return medians and quartiles of both sides' rates, intervals and amplitudes."""
+    body = []
+    for name, real in found["real"]["quantities"].items():
+        cells = []
+        for one in (real, found["synthetic"]["quantities"][name]):
+            low, median, high = one["quartiles"]
+            if one["unit"] == "share":
+                cells.append(f"<td><b>{_number(one['mean'])}</b>")
+            else:
+                cells.append(f"<td><b>{_number(median)}</b>{_span(low, high)}")
+            cells.append(f"<small>{one['records']} records</small></td>")
+        title = escape(real["title"][:1].upper() + real["title"][1:])
+        body.append(
+            f"<tr><th>{title}</th><td class=unit>{escape(real['unit'])}</td>{''.join(cells)}</tr>"
+        )
+    return (
+        "<p class=note>Medians, with quartiles as small print; shares are means. Only records in "
+        "which a quantity could be measured count.</p>"
+        "<div class=wide><table><thead><tr><th>Quantity</th><th>Unit</th><th>Real</th>"
+        f"<th>Synthetic</th></tr></thead><tbody>{''.join(body)}</tbody></table></div>"
     )
 
 

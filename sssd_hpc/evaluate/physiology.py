@@ -35,7 +35,9 @@ logger = logging.getLogger(__name__)
 Array = NDArray[np.float64]
 
 SAMPLE = 300
-"""Records measured of a side, at 15 ms each."""
+"""Records measured of a side in each comparison, at 15 ms each."""
+REPORTED = 1000
+"""Records measured of a side for the report's tables and pictures."""
 MIN_MEASURED = 8
 """Records with a value, on each side, below which a distribution says nothing."""
 WORTH_A_POOL = 64
@@ -130,6 +132,12 @@ _known: dict[str, tuple[Array, str]] = {}
 def table_of(side: Side, sample: int = SAMPLE) -> Table:
     """Measure the first `sample` records of a side."""
     return measure(side.signals_mv[:sample], side.rate_hz)
+
+
+def drawn_table(side: Side, seed: int) -> Table:
+    """Measure `REPORTED` records of a side, drawn by the seed."""
+    rows = np.random.default_rng(seed).permutation(len(side))[:REPORTED]
+    return table_of(side.take(rows), sample=REPORTED)
 
 
 def _measured(signals_mv: NDArray[np.floating[Any]], rate_hz: int) -> list[tuple[Array, str]]:

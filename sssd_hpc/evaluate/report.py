@@ -105,7 +105,7 @@ def _pictures(
     folder: Path,
 ) -> dict[str, bytes]:
     seed, label = report["seed"], report["label"]
-    tables = {name: physiology.table_of(side) for name, side in sides.items()}
+    tables = {name: physiology.drawn_table(side, report["seed"]) for name, side in sides.items()}
     signals = {
         "real": figures.sample_signals(real, seed),
         "synthetic": figures.sample_signals(synthetic, seed),

@@ -58,6 +58,11 @@ def _measure(title: str, value: float, floor: float, better: str = "lower") -> d
     }
 
 
+def _quantity(title: str, unit: str, median: float | None, mean: float | None) -> dict[str, Any]:
+    quartiles = [None] * 3 if median is None else [median - 9, median, median + 9]
+    return {"title": title, "unit": unit, "records": 57, "mean": mean, "quartiles": quartiles}
+
+
 def _effect(label: str, title: str, real: tuple[float, float, float]) -> dict[str, Any]:
     sides = {
         side: dict(zip(("value", "low", "high"), values, strict=True))
@@ -116,8 +121,17 @@ def sample() -> dict[str, Any]:
             },
         },
         "physiology": {
-            side: {"records": 60, "failed": failed, "reasons": {"a flat lead": failed}}
-            for side, failed in (("real", 0), ("synthetic", 3))
+            side: {
+                "records": 60,
+                "failed": failed,
+                "reasons": {"a flat lead": failed},
+                "quantities": {
+                    "heart_rate": _quantity("heart rate", "1/min", rate, 57.0),
+                    "p_wave": _quantity("records with P waves", "share", 1.0, 0.876),
+                    "pr": _quantity("PR interval", "ms", None, None),
+                },
+            }
+            for side, failed, rate in (("real", 0, 71.0), ("synthetic", 3, 42.0))
         },
         "label_effects": [
             _effect("AFIB", "heart rate", (12.0, 8.0, 16.0)),
@@ -232,6 +246,10 @@ def test_the_page_tells_of_measures_labels_and_privacy(sample: dict[str, Any]) -
     assert "PVC" not in text.partition("What labels do")[2]
     assert "finds 97% of 100 copies" in text
     assert "-0.40 s" in text
+    assert "<b>71</b><small>62 to 80</small>" in text
+    assert "<b>42</b><small>33 to 51</small>" in text
+    assert text.count("<b>0.876</b><small>57 records") == 2
+    assert text.count("<b>n/a</b><small>57 records") == 2
 
 
 def test_the_page_warns_of_small_samples_and_of_allowed_leakage(sample: dict[str, Any]) -> None:
