@@ -120,6 +120,26 @@ def double_speed(
     return signals, side.labels
 
 
+def foreign_lead(
+    side: Side, training: Side, dose: float, generator: np.random.Generator
+) -> tuple[Signals, Labels]:
+    """Take lead I of a share of the records from the next of them: the leads' laws break."""
+    chosen = share(len(side), dose, generator)
+    lead = LEADS.index("I")
+    signals = side.signals_mv.copy()
+    signals[chosen, lead] = side.signals_mv[np.roll(chosen, 1), lead]
+    return signals, side.labels
+
+
+def flat_lead(
+    side: Side, training: Side, dose: float, generator: np.random.Generator
+) -> tuple[Signals, Labels]:
+    """Lose lead II in a share of the records, as where an electrode came off."""
+    signals = side.signals_mv.copy()
+    signals[share(len(side), dose, generator), LEADS.index("II")] = 0.0
+    return signals, side.labels
+
+
 def planted_copies(
     side: Side, training: Side, dose: float, generator: np.random.Generator, *, kind: str
 ) -> tuple[Signals, Labels]:
@@ -147,6 +167,8 @@ DAMAGES: dict[str, Damage] = {
         Damage("mean_collapse", "drawn towards the mean record", mean_collapse),
         Damage("time_reversal", "played backwards", time_reversal),
         Damage("double_speed", "played at twice the speed", double_speed),
+        Damage("foreign_lead", "lead I of another record", foreign_lead),
+        Damage("flat_lead", "lead II flat", flat_lead),
         *(
             Damage(
                 name,

@@ -255,7 +255,9 @@ def _data_table(report: dict[str, Any]) -> str:
 
 
 def _number(value: float | None) -> str:
-    return "n/a" if value is None else f"{value:.3g}"
+    if value is None:
+        return "n/a"
+    return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
 def _span(low: float | None, high: float | None) -> str:

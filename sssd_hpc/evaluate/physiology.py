@@ -261,6 +261,7 @@ SEES: dict[str, tuple[str, ...]] = {
     "p_repeat": ("double_speed", "mode_drop", "noise"),
     "p_wave": ("mode_drop",),
     "r_transition": ("lead_swap",),
+    "lead_residual": ("foreign_lead",),
     "low_limb": ("mean_collapse",),
     "low_chest": ("mean_collapse",),
     **{f"r_{name}": ("mean_collapse", "lead_swap") for name in LEADS},
@@ -276,7 +277,7 @@ MEASURES: tuple[Measure, ...] = (
             title=f"Difference in {title}",
             unit=unit,
             better="lower",
-            sees=SEES.get(name, ()),
+            sees=SEES[name],
             compute=_distance(name),
         )
         for name, (title, unit) in TITLES.items()
@@ -286,7 +287,7 @@ MEASURES: tuple[Measure, ...] = (
         title="Difference in records that cannot be measured",
         unit="share",
         better="lower",
-        sees=(),
+        sees=("flat_lead",),
         compute=_failure_gap,
     ),
     Measure(

@@ -12,8 +12,8 @@ from sssd_hpc.evaluate.damage import DAMAGES, NOISE_MV
 
 DESIGNED = (
     "noise", "mode_drop", "label_shuffle", "lead_swap", "mean_collapse", "time_reversal",
-    "double_speed", "exact_copies", "noisy_copies", "scaled_copies", "shifted_copies",
-    "disguised_copies",
+    "double_speed", "foreign_lead", "flat_lead", "exact_copies", "noisy_copies", "scaled_copies",
+    "shifted_copies", "disguised_copies",
 )  # fmt: skip
 
 
@@ -59,7 +59,16 @@ def test_a_dose_of_zero_changes_nothing_and_a_dose_never_changes_its_input(name)
 
 
 @pytest.mark.parametrize(
-    "name", ["lead_swap", "time_reversal", "double_speed", "exact_copies", "disguised_copies"]
+    "name",
+    [
+        "lead_swap",
+        "time_reversal",
+        "double_speed",
+        "foreign_lead",
+        "flat_lead",
+        "exact_copies",
+        "disguised_copies",
+    ],
 )
 def test_a_higher_dose_spoils_the_same_records_and_more(name):
     def spoiled(dose):
@@ -129,6 +138,18 @@ def test_backwards_twice_is_forwards_and_double_speed_doubles_frequency():
     signals, _, _, _ = damaged("double_speed", 1.0)
     spectrum = np.abs(np.fft.rfft(signals[0, 6]))
     assert spectrum.argmax() * 100 / 200 == 10
+
+
+def test_a_foreign_lead_breaks_the_laws_and_a_lost_one_is_flat():
+    signals, _, candidate, _ = damaged("foreign_lead", 1.0)
+    one, two, three = (signals[:, k] for k in range(3))
+    assert np.abs(three - (two - one)).max(axis=1).min() > 0.1
+    assert sorted(x.tobytes() for x in one) == sorted(
+        x.tobytes() for x in candidate.signals_mv[:, 0]
+    )
+    np.testing.assert_array_equal(signals[:, 1:], candidate.signals_mv[:, 1:])
+    signals, _, candidate, _ = damaged("flat_lead", 0.5)
+    assert (np.ptp(signals[:, 1], axis=1) == 0).sum() == 20
 
 
 def test_planted_copies_are_training_records_with_their_labels():
