@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,8 @@ from typing import Any
 from sssd_hpc.errors import UserError
 from sssd_hpc.files import sha256_bytes
 from sssd_hpc.review.key import Key
+
+logger = logging.getLogger(__name__)
 
 FORMAT = 1
 MAX_BYTES = 16 << 20
@@ -56,6 +59,11 @@ def read_all(paths: Sequence[Path], key: Key) -> list[Rater]:
                 f"{earlier} and {path} are both of rater {_short(rater.name)}; give one of them, "
                 f"or let two people use two names"
             )
+    alike: dict[str, Path] = {}
+    for path, rater in zip(paths, raters, strict=True):
+        earlier = alike.setdefault(repr(sorted(rater.answers.items())), path)
+        if earlier is not path and rater.answers:
+            logger.warning("%s answers word for word as %s does: a copy?", path, earlier)
     return raters
 
 
@@ -116,6 +124,8 @@ def _answer(where: str, row: Any) -> tuple[str, Answer]:
     report, generated, confidence = (row.get(k) for k in ("report", "generated", "confidence"))
     if not isinstance(report, str) or len(report) > MAX_REPORT:
         raise UserError(f"{where}: report must be text of at most {MAX_REPORT} characters")
+    if any("\ud800" <= letter <= "\udfff" for letter in report):
+        raise UserError(f"{where}: report holds half a character, as no keyboard writes")
     if generated is not None and not isinstance(generated, bool):
         raise UserError(f"{where}: generated is {_short(generated)}; allowed are true, false, null")
     if confidence is not None and (type(confidence) is not int or confidence not in CONFIDENCE):

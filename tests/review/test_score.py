@@ -245,6 +245,7 @@ FORGED = {
     "answer is no object": ({"answers": [3]}, "answer 1 has no id"),
     "report is no text": ({"answers": [one(report=None)]}, "report must be text"),
     "a report too long": ({"answers": [one(report="x" * 5001)]}, "at most 5000"),
+    "half a character": ({"answers": [one(report="AFIB \ud800")]}, "half a character"),
     "generated is text": ({"answers": [one(generated="yes")]}, "generated is 'yes'"),
     "confidence out of range": ({"answers": [one(confidence=4)]}, "confidence is 4"),
     "confidence is true": ({"answers": [one(confidence=True)]}, "confidence is True"),
@@ -410,6 +411,20 @@ def test_a_byte_order_mark_is_no_obstacle(key_path: Path, answer: Callable[..., 
     path = answer()
     path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
     assert score(key_path, [path])["raters"][0]["num_reports"] == 12
+
+
+def test_answers_copied_from_another_rater_are_told_of(
+    key_path: Path, answer: Callable[..., Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    record = read_key(key_path).records[0].id
+    said = one(id=record, report="AFIB, I think", generated=True)
+    score(
+        key_path,
+        [answer("Anna", answers=[said]), answer("Ben", answers=[{**said, "report": "AFIB"}])],
+    )
+    assert "word for word" not in caplog.text
+    score(key_path, [answer("Anna", answers=[said]), answer("Ben", answers=[said])])
+    assert "word for word" in caplog.text
 
 
 def test_no_answers_at_all_are_refused(key_path: Path) -> None:
