@@ -191,10 +191,19 @@ def members(num_training: int, seed: int) -> NDArray[np.int64]:
     return np.random.default_rng([seed, 6]).permutation(num_training)[:TARGETS]
 
 
+def tail(share: float, count: int) -> float:
+    """Return the chance that a further value lies beyond the `share` quantile of `count` values.
+
+    It is more than `share`: a sample's quantile lies within the sample. Of exchangeable values
+    (share count + 1 - share) / (count + 1), but for the skew between two of them.
+    """
+    return (share * count + 1 - share) / (count + 1)
+
+
 def _membership(
     scores: Literal["signal_scores", "feature_scores"],
     statistic: Callable[[Array, Array], float],
-    ideal: float,
+    ideal: Callable[[int], float],
     fewest: int,
 ) -> Callable[[Audit], Leak]:
     """Return a measure: how well the attack's scores tell members from others.
@@ -207,7 +216,8 @@ def _membership(
     def compute(audit: Audit) -> Leak:
         audit.need(heldout=2 * fewest)
         inside, outside = getattr(audit, scores)
-        return Leak(*_interval(statistic, inside, outside, audit.generator(1)), ideal)
+        found = _interval(statistic, inside, outside, audit.generator(1))
+        return Leak(*found, ideal(len(outside)))
 
     return compute
 
@@ -324,7 +334,8 @@ def _low_ratio_share(audit: Audit) -> Leak:
     def share(synthetic: Array, heldout: Array) -> float:
         return float(np.mean(synthetic < np.percentile(heldout, RATIO_PERCENTILE)))
 
-    return Leak(*_interval(share, ours, theirs, generator), RATIO_PERCENTILE / 100)
+    found = _interval(share, ours, theirs, generator)
+    return Leak(*found, tail(RATIO_PERCENTILE / 100, len(theirs)))
 
 
 def _ratio(matches: Matches) -> Array:
@@ -344,30 +355,31 @@ def _copy_share(audit: Audit) -> Leak:
 
 
 ALIGNED = damage.COPIES
+FALSE_ALARMS = functools.partial(tail, FALSE_POSITIVE_RATE)
 MEASURES: tuple[PrivacyMeasure, ...] = (
     PrivacyMeasure(
         "membership_signal",
         "Membership inference on signals, aligned: ROC-AUC",
         ALIGNED,
-        _membership("signal_scores", attack_auc, 0.5, MIN_RECORDS),
+        _membership("signal_scores", attack_auc, lambda _: 0.5, MIN_RECORDS),
     ),
     PrivacyMeasure(
         "membership_signal_tpr",
         "Membership inference on signals: members found at 1 % false alarms",
         ALIGNED,
-        _membership("signal_scores", attack_tpr, FALSE_POSITIVE_RATE, 100),
+        _membership("signal_scores", attack_tpr, FALSE_ALARMS, 100),
     ),
     PrivacyMeasure(
         "membership_features",
         "Membership inference on a classifier's features: ROC-AUC",
         ("exact_copies",),
-        _membership("feature_scores", attack_auc, 0.5, MIN_RECORDS),
+        _membership("feature_scores", attack_auc, lambda _: 0.5, MIN_RECORDS),
     ),
     PrivacyMeasure(
         "membership_features_tpr",
         "Membership inference on features: members found at 1 % false alarms",
         ("exact_copies",),
-        _membership("feature_scores", attack_tpr, FALSE_POSITIVE_RATE, 100),
+        _membership("feature_scores", attack_tpr, FALSE_ALARMS, 100),
     ),
     PrivacyMeasure("copies", "Records that copy a training record", ALIGNED, _copy_share),
     PrivacyMeasure(
