@@ -361,8 +361,10 @@ def evaluate(
     if real is None or not (synthetic or run):
         missing = "--synthetic" if real else "--real"
         raise UserError(f"{missing} is missing; evaluate needs --real STORE and --synthetic ROOT")
-    if run is None and (sampler, steps, eta) != (None, None, None):
-        raise UserError("--sampler, --steps and --eta are for --protocol convergence, which draws")
+    if run is None and (sampler, steps, eta, batch_size) != (None, None, None, None):
+        raise UserError(
+            "--sampler, --steps, --eta and --batch-size are for --protocol convergence, which draws"
+        )
 
     options: dict[str, Any] = {
         "seed": seed,
@@ -428,7 +430,7 @@ def review_make(
     from sssd_hpc.review import make as room
 
     real_store = Store.open(real, verify=True)
-    synthetic_store = protocols.open_store_or_root(synthetic, out, real_store)
+    synthetic_store = protocols.open_store_or_root(synthetic, out / protocols.CACHE, real_store)
     key = room.make(
         real_store,
         synthetic_store,

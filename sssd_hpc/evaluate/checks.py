@@ -27,8 +27,10 @@ class Finding:
     detail: str
 
 
-def check(real: Store, synthetic: Store, *, allow_leakage: bool = False) -> list[Finding]:
-    """Return every check's finding.
+def check(
+    real: Store, synthetic: Store, *, name: str = "synthetic", allow_leakage: bool = False
+) -> list[Finding]:
+    """Return every check's finding; `name` is what to call the synthetic set.
 
     Raises:
         UserError: the stores do not fit together; or, unless `allow_leakage`, a patient stands in
@@ -39,10 +41,10 @@ def check(real: Store, synthetic: Store, *, allow_leakage: bool = False) -> list
     findings = [
         Finding("same labels, rate and leads", True, "equal in both stores"),
         patients_in_one_fold("real", real),
-        patients_in_one_fold("synthetic", synthetic),
+        patients_in_one_fold(name, synthetic),
         waveforms_in_one_part("real", real, real_digests),
-        waveforms_in_one_part("synthetic", synthetic, synthetic_digests),
-        no_copies(real, real_digests, synthetic, synthetic_digests),
+        waveforms_in_one_part(name, synthetic, synthetic_digests),
+        no_copies(real, real_digests, name, synthetic, synthetic_digests),
     ]
     failed = [finding for finding in findings if not finding.ok]
     if failed and not allow_leakage:
@@ -63,13 +65,15 @@ def same_shape(real: Store, synthetic: Store) -> None:
     """
     for what, ours, theirs in (
         ("sampling rates in Hz", real.rate_hz, synthetic.rate_hz),
+        ("samples a record", real.length, synthetic.length),
         ("leads", tuple(real.lead_names), tuple(synthetic.lead_names)),
         ("label names", tuple(real.label_names), tuple(synthetic.label_names)),
     ):
         if ours != theirs:
             raise UserError(
                 f"the {what} differ: {_short(ours)} in {real.path.name}, {_short(theirs)} in "
-                f"{synthetic.path.name}; run `prepare` with the same --rate and --labels for both"
+                f"{synthetic.path.name}; run `prepare` with the same --rate and --labels for both, "
+                f"on records of one length"
             )
 
 
@@ -114,7 +118,11 @@ def waveforms_in_one_part(side: str, store: Store, digests: list[bytes]) -> Find
 
 
 def no_copies(
-    real: Store, real_digests: list[bytes], synthetic: Store, synthetic_digests: list[bytes]
+    real: Store,
+    real_digests: list[bytes],
+    side: str,
+    synthetic: Store,
+    synthetic_digests: list[bytes],
 ) -> Finding:
     """Find synthetic records that equal a real one sample for sample in the independent leads."""
     known = {digest: row for row, digest in enumerate(real_digests) if digest}
@@ -123,14 +131,14 @@ def no_copies(
         for row, digest in enumerate(synthetic_digests)
         if digest in known
     ]
-    name = "no synthetic record is a copy of a real one"
+    name = f"no {side} record is a copy of a real one"
     if not copies:
         return Finding(name, True, "no two are equal sample for sample")
     ours, theirs = copies[0]
     return Finding(
         name,
         False,
-        f"{len(copies)} synthetic record(s) copy a real one sample for sample, "
+        f"{len(copies)} {side} record(s) copy a real one sample for sample, "
         f"as ecg_id {ours} copies real ecg_id {theirs}",
     )
 

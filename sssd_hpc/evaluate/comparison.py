@@ -49,7 +49,7 @@ class Side:
     labels: NDArray[np.int64]
     """(n, k): 1 present, 0 absent."""
     features: NDArray[np.float64]
-    """(n, d) of a classifier that has seen neither side; d is 0 where no measure asks."""
+    """(n, d) of a classifier; d is 0 where no measure asks."""
     rate_hz: int
     label_names: tuple[str, ...] = ()
     """The k columns of `labels`; may be left out where no measure needs a name."""
@@ -244,41 +244,6 @@ def compare(
         measure.name: _summary(measure, draws[measure.name], reasons.get(measure.name, ""))
         for measure in measures
     }
-
-
-def compare_by_label(
-    measures: Sequence[Measure],
-    heldout: Side,
-    synthetic: Side,
-    *,
-    min_records: int = 20,
-    repeats: int = 5,
-    seed: int = 0,
-) -> dict[str, dict[str, Compared]]:
-    """Compare the records that carry a label, by themselves, for each label; as `compare`.
-
-    So a floor has as many records of the label as its value. A label with fewer than `min_records`
-    held-out or half as many synthetic records is not measured, and the reason says so.
-    """
-    same_form(heldout, synthetic)
-    names = heldout.label_names or tuple(map(str, range(heldout.labels.shape[1])))
-    results = {}
-    for column, name in enumerate(names):
-        real, made = (np.flatnonzero(side.labels[:, column] == 1) for side in (heldout, synthetic))
-        if len(real) < min_records or len(made) < min_records // 2:
-            reason = (
-                f"{len(real)} held-out and {len(made)} synthetic records of {name}: at least "
-                f"{min_records} and {min_records // 2} are needed"
-            )
-            results[name] = {
-                measure.name: Compared(measure.unit, measure.better, reason=reason)
-                for measure in measures
-            }
-            continue
-        results[name] = compare(
-            measures, heldout.take(real), synthetic.take(made), repeats=repeats, seed=seed
-        )
-    return results
 
 
 def same_form(real: Side, other: Side, *, features: bool = True) -> None:

@@ -68,6 +68,7 @@ def roc_points(
 
 def roc(protocols: dict[str, Any], label: str) -> Figure:
     """Draw the ROC curve of each protocol with the point that the threshold chooses."""
+    label = plain(label)
     figure = _figure(6.2, 5.4)
     axes = figure.subplots()
     axes.plot([0, 1], [0, 1], color="0.7", linestyle="--", linewidth=1, label="chance")
@@ -171,6 +172,7 @@ def _short_count(value: float) -> str:
 
 def score_histograms(protocols: dict[str, Any], label: str) -> Figure:
     """Draw how the classifier scores records with and without the label."""
+    label = plain(label)
     figure = _figure(9.6, 3.0 * -(-len(protocols) // 2))
     panels = list(figure.subplots(-(-len(protocols) // 2), 2, sharex=True, squeeze=False).flat)
     bins = np.linspace(0, 1, 11)
@@ -240,6 +242,7 @@ def amplitudes(sides: dict[str, NDArray[np.float32]]) -> Figure:
 
 def calibration(protocols: dict[str, Any], label: str) -> Figure:
     """Draw the share of positives among records of like scores, five groups of equal size."""
+    label = plain(label)
     figure = _figure(5.4, 4.8)
     axes = figure.subplots()
     axes.plot([0, 1], [0, 1], color="0.7", linestyle="--", linewidth=1, label="calibrated")
@@ -424,6 +427,11 @@ def save(figure: Figure, path: Path) -> bytes:
     figure.savefig(buffer, format="png", dpi=110, metadata={"Software": None})
     atomic_write_bytes(path, buffer.getvalue(), durable=False)
     return buffer.getvalue()
+
+
+def plain(text: str) -> str:
+    """Return text that matplotlib draws as it stands: a dollar sign begins no formula."""
+    return text.replace("$", r"\$")
 
 
 def _figure(width: float, height: float) -> Figure:

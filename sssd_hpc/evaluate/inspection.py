@@ -1,7 +1,8 @@
 """What a synthetic set is like beside real records: fidelity, physiology, labels, privacy.
 
 Held-out real records (folds 9 and 10) are the yardstick: neither the generator nor the classifier
-whose features are compared has seen them.
+whose features are compared was trained on them. That classifier has seen the training records, as
+an attacker's would have: by its features, membership and memory of its own cannot be told apart.
 """
 
 from __future__ import annotations

@@ -144,7 +144,8 @@ def table_page(report: dict[str, Any], pictures: dict[str, bytes]) -> str:
         f"<div class=wide><table><thead><tr><th>Label</th><th>Row</th><th>Trained on n</th>"
         f"<th>Tested on n</th>{header}</tr></thead><tbody>{''.join(body)}</tbody></table></div>",
         f"<p class=note>Means over {len(report['seeds'])} seed(s) of the classifiers; small print: "
-        f"95 % interval over {NUM_BOOTSTRAPS} bootstrap draws of test records and seeds. "
+        f"95 % interval over {NUM_BOOTSTRAPS} bootstrap draws of test records"
+        f"{' and seeds' if len(report['seeds']) > 1 else ''}, a label that a draw loses left out. "
         "Thresholds are set on fold 9 of the side that trained. The paper's figures are those of "
         f"SSSD-ECG-nle, arXiv 2407.11108, {escape(found['source'])}: other records, classifiers "
         "and seeds.</p>",
@@ -222,6 +223,12 @@ def _small_sample(report: dict[str, Any]) -> str:
         if min(tests) < 1000
         else ""
     )
+    many = len(report["seeds"])
+    seeds = (
+        f" and of {many} classifiers, whose mean it is"
+        if many > 1
+        else "; it does not cover another training run, as `--seeds` of 3 would"
+    )
     paper = (
         "The paper's figures are those of SSSD-ECG-nle, arXiv 2407.11108, Table I: other records, "
         "classifiers and seeds."
@@ -230,9 +237,9 @@ def _small_sample(report: dict[str, Any]) -> str:
     )
     return (
         f"<p class=note>{warning}Small print under a value is its 95 % interval over "
-        f"{NUM_BOOTSTRAPS} bootstrap draws of the test records that keep both classes. It does not "
-        f"cover another training run. All but ROC-AUC depend on the threshold, chosen on fold 9 of "
-        f"the training side for the greatest G-mean = sqrt(sensitivity x specificity). {paper}</p>"
+        f"{NUM_BOOTSTRAPS} bootstrap draws of the test records that keep both classes{seeds}. "
+        f"All but ROC-AUC depend on the threshold, chosen on fold 9 of the training side for the "
+        f"greatest G-mean = sqrt(sensitivity x specificity). {paper}</p>"
     )
 
 
@@ -288,7 +295,8 @@ def _fidelity_table(fidelity: dict[str, Any]) -> str:
     return (
         "<p class=note>Every measure compares two sets with one half of the held-out real records "
         "(folds 9 and 10): synthetic records, and, as the floor, as many of the other half. No set "
-        "can be expected to do better than the floor. Small print: "
+        "can be expected to do better than the floor. Features are those of the first classifier "
+        "trained on real records, so they see what its label needs. Small print: "
         f"{escape(interval)}. <i>Differs</i>: the whole interval is worse than the floor's.</p>"
         "<div class=wide><table><thead><tr><th>Measure</th><th>Unit</th><th>Synthetic</th>"
         "<th>Real (floor)</th><th>Better</th><th></th></tr></thead>"
@@ -390,7 +398,8 @@ def _privacy_table(privacy: dict[str, Any]) -> str:
     return (
         "<p class=note>Can records that trained the generator be told from held-out ones by what "
         "it made? <i>Ideal</i>: the value if nothing is given away; <i>gives away</i>: the "
-        f"whole 95 % interval lies above it.{recall}</p>"
+        "whole 95 % interval lies above it; of honest sets one in six has such a measure among "
+        f"seven.{recall}</p>"
         "<div class=wide><table><thead><tr><th>Measure</th><th>Value</th><th>Ideal</th><th></th>"
         f"</tr></thead><tbody>{''.join(body)}</tbody></table></div>"
         "<h3>Most alike, whatever shift and gain</h3>"

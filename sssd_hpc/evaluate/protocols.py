@@ -15,6 +15,7 @@ import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from sssd_hpc.evaluate import checks, metrics, paper, report, tables
 from sssd_hpc.evaluate.classify import Recipe
 from sssd_hpc.evaluate.inspection import inspect
 from sssd_hpc.evaluate.splits import FOLDS
+from sssd_hpc.evaluate.summary import summary
 from sssd_hpc.evaluate.utility import Cell, Laboratory, binary_rows
 from sssd_hpc.files import sha256_bytes, sha256_file
 
@@ -68,7 +70,7 @@ def evaluate(
         seeds: classifiers of each side, of seeds from `seed` on; metrics are their means.
         epochs: of each classifier; default that of the recipe.
         allow_leakage: report leakage instead of refusing it.
-        recipe: how classifiers are trained; default the benchmark's.
+        recipe: how classifiers are trained; default `Recipe`, shorter than the benchmark's.
 
     Raises:
         UserError: the stores do not fit together, the label is unknown, a patient stands in two
@@ -80,6 +82,11 @@ def evaluate(
     label, why = choose_label(real, label)
     logger.info("label %s: %s", label, why)
     cells = tables.directions(real, synthetic, [label])
+    if (count := len(cells[0].arm.training)) < 2:
+        raise UserError(
+            f"{real.path.name} has {count} record(s) in folds 1-8, which train the classifier that "
+            "everything is compared by; prepare the whole set"
+        )
     results = binary_rows(cells, laboratory, seed=seed)
     inspection = inspect(real, synthetic, label, laboratory, seed=seed)
     result: dict[str, Any] = {
@@ -98,6 +105,7 @@ def evaluate(
         **inspection.found,
         **_making(laboratory, began),
     }
+    result["summary"] = summary(result)
     report.write(result, real, synthetic, inspection.sides, out)
     return result
 
@@ -135,8 +143,8 @@ def tabulate(
     laboratory = _laboratory(out, recipe, epochs, seed, seeds)
     findings = [
         finding
-        for store in sets.values()
-        for finding in checks.check(real, store, allow_leakage=allow_leakage)
+        for name, store in sets.items()
+        for finding in checks.check(real, store, name=name, allow_leakage=allow_leakage)
     ]
     labels = table_labels(protocol, real, labels)
     if protocol == "conditioning":
@@ -196,6 +204,8 @@ def _laboratory(
         recipe = replace(recipe, epochs=epochs)
     if seeds < 1:
         raise UserError(f"seeds is {seeds}; at least 1 is needed")
+    if seed < 0:
+        raise UserError(f"seed is {seed}; zero or more is needed")
     return Laboratory(recipe, tuple(range(seed, seed + seeds)), out / CACHE)
 
 
@@ -210,8 +220,9 @@ def _making(laboratory: Laboratory, began: float) -> dict[str, Any]:
             "sssd_hpc": __version__,
             "python": platform.python_version(),
             "torch": torch.__version__,
-            "numpy": np.__version__,
+            **{name: metadata.version(name) for name in ("numpy", "scipy", "neurokit2")},
         },
+        "threads": torch.get_num_threads(),
         "seconds": round(time.monotonic() - began, 1),
     }
 
@@ -268,14 +279,10 @@ def open_store_or_root(
 def _fingerprint(root: Path) -> str:
     """Return a hash that changes with a root's table or signals."""
     parts = [sha256_file(root / "ptbxl_database.csv")]
-    sums = root / "SHA256SUMS.txt"
-    if sums.is_file():
-        parts.append(sha256_file(sums))
-    else:
-        parts.extend(
-            f"{entry.relative_to(root)} {entry.stat().st_size} {entry.stat().st_mtime_ns}"
-            for entry in sorted(root.rglob("*.dat"))
-        )
+    parts.extend(
+        f"{entry.relative_to(root)} {entry.stat().st_size} {entry.stat().st_mtime_ns}"
+        for entry in sorted(root.rglob("*.dat"))
+    )
     return sha256_bytes("\n".join(parts).encode())
 
 

@@ -74,8 +74,15 @@ def augmentation(
             "double": arm.training + arm.training.positives(),
             "synthetic": arm.training + added,
         }
+        none = "" if len(added) else f"synthetic folds 1-8 hold no {label} to add"
         cells = [
-            Cell(name, Arm(name, training, arm.validation), "real", test)
+            Cell(
+                name,
+                Arm(name, training, arm.validation),
+                "real",
+                test,
+                reason=none if name == "synthetic" else "",
+            )
             for name, training in trained.items()
         ]
         rows[label] = binary_rows(cells, laboratory, seed=seed)

@@ -152,6 +152,8 @@ class Cell:
     arm: Arm
     tested: str
     test: Split
+    reason: str = ""
+    """Why it cannot be computed, where that is known."""
 
 
 def binary_rows(cells: Sequence[Cell], laboratory: Laboratory, *, seed: int) -> dict[str, Any]:
@@ -184,8 +186,10 @@ def _scored(
 
 
 def _cannot(cell: Cell) -> str:
-    reason = too_few(cell.arm.training, f"{cell.arm.name} folds 1-8") or too_few(
-        cell.test, f"{cell.tested} fold 10"
+    reason = (
+        cell.reason
+        or too_few(cell.arm.training, f"{cell.arm.name} folds 1-8")
+        or too_few(cell.test, f"{cell.tested} fold 10")
     )
     if reason:
         logger.warning("%s cannot be computed: %s", cell.name, reason)

@@ -27,7 +27,10 @@ def test_honest_stores_pass_every_check(sides: tuple[Store, Store]) -> None:
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"rate_hz": 500}, "sampling rates"), ({"label_names": ["NORM", "MI"]}, "label names")],
+    [
+        ({"rate_hz": 500}, "sampling rates"),
+        ({"label_names": ["NORM", "MI"]}, "label names"),
+    ],
 )
 def test_stores_that_do_not_fit_are_refused_even_if_leakage_is_allowed(
     sides: tuple[Store, Store], change: dict[str, object], message: str
@@ -36,6 +39,13 @@ def test_stores_that_do_not_fit_are_refused_even_if_leakage_is_allowed(
     other = dataclasses.replace(synthetic, manifest={**synthetic.manifest, **change})
     with pytest.raises(UserError, match=f"the {message}.* differ.*run `prepare`"):
         checks.check(real, other, allow_leakage=True)
+
+
+def test_records_of_another_length_are_refused_at_once(sides: tuple[Store, Store]) -> None:
+    real, synthetic = sides
+    short = dataclasses.replace(synthetic, signals=synthetic.signals[..., :300])
+    with pytest.raises(UserError, match=r"samples a record differ: \d+ in real, 300 in"):
+        checks.check(real, short)
 
 
 def _copied(into: Store, row: int, signals: np.ndarray) -> Store:

@@ -16,7 +16,6 @@ from sssd_hpc.evaluate.comparison import (
     Side,
     Undefined,
     compare,
-    compare_by_label,
     halves,
     remembered,
 )
@@ -184,31 +183,6 @@ def test_a_side_is_read_from_a_store(make_store):
     assert real.label_names == ("MI", "NORM")
     np.testing.assert_array_equal(real.patients, store.patient_id[rows])
     np.testing.assert_array_equal(real.signals_mv[:, 1], store.signals_mv(rows, ("II",))[:, 0])
-
-
-def test_each_label_is_compared_by_itself_with_as_many_records():
-    labels = np.zeros((60, 3), int)
-    labels[:40, 0], labels[40:, 1], labels[:5, 2] = 1, 1, 1
-    names = ("NORM", "AFIB", "PVC")
-    real = replace(side(60), labels=labels, label_names=names)
-    shifted = real.signals_mv.copy()
-    shifted[40:] += 1
-    made = replace(side(60, seed=1), signals_mv=shifted, labels=labels, label_names=names)
-    counts = []
-
-    def note(candidate, reference, generator):
-        counts.append(len(candidate))
-        return mean_gap(candidate, reference, generator)
-
-    found = compare_by_label([measure(note)], real, made, repeats=1)
-    assert counts == [20, 20, 10, 10]
-    assert found["NORM"]["gap"].value < 0.1
-    assert found["AFIB"]["gap"].value == pytest.approx(1, abs=0.1)
-    assert math.isnan(found["PVC"]["gap"].value)
-    assert found["PVC"]["gap"].reason == (
-        "5 held-out and 5 synthetic records of PVC: at least 20 and 10 are needed"
-    )
-    assert set(compare_by_label([], replace(real, label_names=()), made)) == {"0", "1", "2"}
 
 
 def test_what_two_sides_have_in_common_is_remembered_while_both_live():

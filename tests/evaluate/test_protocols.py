@@ -24,6 +24,7 @@ StoreMaker = Callable[..., Store]
 def _without_report(monkeypatch: pytest.MonkeyPatch) -> None:
     """Draw, measure and write nothing: these tests look at the classifiers' numbers."""
     monkeypatch.setattr(protocols, "inspect", lambda *a, **k: Inspection({}, {}))
+    monkeypatch.setattr(protocols, "summary", lambda report: [])
     monkeypatch.setattr(protocols.report, "write", lambda *arguments: None)
 
 
@@ -234,6 +235,15 @@ def test_no_epoch_at_all_is_refused(make_store: StoreMaker, tmp_path: Path) -> N
         evaluate(real, synthetic, tmp_path / "out", epochs=0)
 
 
+@pytest.mark.parametrize(("option", "value"), [("seed", -1), ("seeds", 0)])
+def test_impossible_seeds_are_refused_before_any_work(
+    make_store: StoreMaker, tmp_path: Path, option: str, value: int
+) -> None:
+    real, synthetic = make_store("real", num_records=20), make_store("s", num_records=20, seed=1)
+    with pytest.raises(UserError, match=f"{option} is {value}"):
+        evaluate(real, synthetic, tmp_path / "out", **{option: value})
+
+
 def test_a_root_is_prepared_like_the_real_store_and_only_once(tmp_path: Path) -> None:
     simulate(tmp_path / "root", num_records=20, seed=0)
     like = prepare(tmp_path / "root", tmp_path / "store", labels="rhythm")
@@ -267,11 +277,10 @@ def test_a_root_made_anew_under_the_same_name_is_prepared_anew(tmp_path: Path) -
     assert not np.array_equal(opened[0].signals, opened[1].signals)
 
 
-def test_a_root_without_hashes_is_known_by_its_files(tmp_path: Path) -> None:
+def test_a_root_is_known_by_its_files(tmp_path: Path) -> None:
     root = tmp_path / "root"
     simulate(root, num_records=12, seed=0)
     like = prepare(root, tmp_path / "store")
-    (root / "SHA256SUMS.txt").unlink()
     first = open_store_or_root(root, tmp_path / "out", like).path
     record = next(root.rglob("*_lr.dat"))
     record.write_bytes(record.read_bytes())

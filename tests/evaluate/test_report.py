@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import dataclasses
+import io
 import json
 import re
 from collections.abc import Callable
@@ -11,6 +13,7 @@ import pytest
 from sklearn.metrics import roc_curve
 
 from sssd_hpc.ecg.store import Store
+from sssd_hpc.errors import UserError
 from sssd_hpc.evaluate import figures, page, paper, report
 from sssd_hpc.evaluate.classify import Recipe
 from sssd_hpc.evaluate.protocols import evaluate
@@ -291,7 +294,11 @@ def test_hostile_names_reach_the_page_as_text(sample: dict[str, Any]) -> None:
     text = page.report_page(sample, PICTURES)
     assert "<script" not in text
     assert text.count("alert(1)") >= 12
-    assert f'title="{attack[:8]}' not in text
+
+
+def test_a_label_of_dollar_signs_is_drawn_as_it_stands(sample: dict[str, Any]) -> None:
+    for draw in (figures.roc, figures.score_histograms, figures.calibration):
+        draw(sample["protocols"], r"A$\x$ and $").savefig(io.BytesIO())
 
 
 def test_the_roc_curve_equals_scikit_learn_with_ties() -> None:
@@ -353,3 +360,67 @@ def test_the_report_lies_in_its_folder_and_names_no_path_of_the_machine(
     assert "http" not in text
     for each in ((out / "report.json").read_text(), text):
         assert str(tmp_path) not in each
+
+
+def test_a_table_of_hostile_labels_is_text(sample: dict[str, Any]) -> None:
+    attack = "<script>alert(1)</script>"
+    row = {**_row("real", "real", None, attack), "labels": {}, "excluded": {attack: attack}}
+    shown = {
+        **sample,
+        "protocol": "multilabel",
+        "table": {
+            "title": attack,
+            "source": attack,
+            "columns": ["f1"],
+            "rows": {attack: {attack: row}},
+            "paper": {},
+            "notes": [attack],
+        },
+        "sides": {attack: {**sample["sides"]["real"], "name": attack}},
+        "checks": [{"name": attack, "ok": False, "detail": attack}],
+        "versions": {attack: attack},
+    }
+    text = page.table_page(shown, {})
+    assert "<script" not in text
+    assert text.count("alert(1)") >= 8
+
+
+def _flat(store: Store) -> Store:
+    return dataclasses.replace(store, signals=np.zeros_like(store.signals))
+
+
+def _one_record(store: Store) -> Store:
+    return dataclasses.replace(
+        store,
+        signals=store.signals[:1],
+        labels=store.labels[:1],
+        ecg_id=store.ecg_id[:1],
+        patient_id=store.patient_id[:1],
+        strat_fold=store.strat_fold[:1],
+        scp_codes=store.scp_codes[:1],
+        flags=store.flags[:1],
+    )
+
+
+@pytest.mark.parametrize("spoil", [_flat, _one_record])
+def test_a_set_that_says_nothing_makes_a_whole_report(
+    spoil: Callable[[Store], Store],
+    make_store: Callable[..., Store],
+    tmp_path: Path,
+    tiny: Recipe,
+) -> None:
+    real, synthetic = make_store("real", num_records=60), make_store("s", num_records=60, seed=1)
+    report = evaluate(real, spoil(synthetic), tmp_path / "out", recipe=tiny, epochs=1)
+    assert report["protocols"]["TRTS"]["metrics"]["roc_auc"]["value"] is None
+    assert report["physiology"]["synthetic"]["failed"] == spoil(synthetic).num_records
+    assert report["summary"]
+    text = (tmp_path / "out" / "report.html").read_text()
+    assert "could not be computed" in text
+
+
+def test_a_real_set_without_training_records_is_refused_by_name(
+    make_store: Callable[..., Store], tmp_path: Path
+) -> None:
+    real = make_store("real", num_records=20, folds=(9, 10))
+    with pytest.raises(UserError, match=r"real has 0 record.* in folds 1-8"):
+        evaluate(real, make_store("s", num_records=20, seed=1), tmp_path / "out")

@@ -184,3 +184,16 @@ def test_sets_are_named_or_alone(tmp_path: Path) -> None:
 def test_the_papers_rows_name_the_same_labels() -> None:
     assert {tuple(row) for row in paper.TABLE_I.values()} == {("AFIB", "1AVB", "PVC", "CRBBB")}
     assert all(len(row) == 5 for row in paper.TABLE_III.values())
+
+
+def test_augmentation_with_nothing_to_add_says_so(make_store: StoreMaker, tiny: Recipe) -> None:
+    real = make_store("real", num_records=100, label_names=LABELS)
+    without = dataclasses.replace(
+        make_store("synthetic", num_records=100, seed=1, label_names=LABELS),
+        labels=np.zeros_like(real.labels),
+    )
+    laboratory = Laboratory(dataclasses.replace(tiny, epochs=1), (0,))
+    rows = tables.augmentation(real, without, LABELS[:1], laboratory, seed=0)["rows"][LABELS[0]]
+    assert rows["synthetic"]["metrics"]["f1"]["value"] is None
+    assert rows["synthetic"]["reason"] == f"synthetic folds 1-8 hold no {LABELS[0]} to add"
+    assert rows["baseline"]["metrics"]["f1"]["value"] is not None
