@@ -227,7 +227,7 @@ def _small_sample(report: dict[str, Any]) -> str:
     seeds = (
         f" and of {many} classifiers, whose mean it is"
         if many > 1
-        else "; it does not cover another training run, as `--seeds` of 3 would"
+        else "; it does not cover another training run, as --seeds 3 would"
     )
     paper = (
         "The paper's figures are those of SSSD-ECG-nle, arXiv 2407.11108, Table I: other records, "
