@@ -42,6 +42,7 @@ TABLE_I: dict[str, Row] = {
 }
 """Conditioning: rows by arm and protocol."""
 
+TABLE_II_LABELS = 71
 TABLE_II = {"TSTR": (0.674, 0.456, 0.820), "TRTS": (0.775, 0.567, 0.894)}
 """Multilabel, SSSD-ECG-nle: weighted G-mean, weighted F1, ROC-AUC."""
 

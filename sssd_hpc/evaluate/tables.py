@@ -113,6 +113,9 @@ def multilabel(
         "columns": list(COLUMNS),
         "rows": rows,
         "paper": {"all": theirs},
+        "notes": [
+            f"The paper's figures are of {paper.TABLE_II_LABELS} labels, these of {len(labels)}."
+        ],
     }
 
 

@@ -103,6 +103,7 @@ def test_multilabel_means_equal_scikit_learn(
     assert set(row["labels"]) == set(LABELS)
     assert row["excluded"] == {}
     assert table["paper"]["all"]["TSTR"]["roc_auc"] == 0.820
+    assert table["notes"] == ["The paper's figures are of 71 labels, these of 2."]
     assert "cannot be computed" not in caplog.text
 
 
