@@ -337,7 +337,7 @@ def evaluate(
         batch_size: Records that it makes at once; default: see sample.
         allow_leakage: Go on though training records turn up in a test set; the report says so.
         self_test: Instead: damage simulated records at rising doses and see that every measure
-            notices what it must; 2 minutes, a matrix picture, exit code 1 if one does not.
+            notices what it must; 3 minutes, matrix pictures, exit code 1 if one does not.
     """
     from sssd_hpc.ecg.store import Store
     from sssd_hpc.evaluate import inspection, protocols, report
