@@ -8,6 +8,7 @@ two tables share what they share. Source: SSSD-ECG-nle (arXiv 2407.11108), secti
 from __future__ import annotations
 
 import dataclasses
+import functools
 import io
 import logging
 import math
@@ -20,11 +21,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sssd_hpc import __version__
 from sssd_hpc.evaluate import metrics
 from sssd_hpc.evaluate.classify import Classifier, Recipe, fit
 from sssd_hpc.evaluate.splits import Split
-from sssd_hpc.files import atomic_write_bytes, sha256_bytes
+from sssd_hpc.files import atomic_write_bytes, sha256_bytes, sha256_file
 
 logger = logging.getLogger(__name__)
 
@@ -112,11 +112,18 @@ class Laboratory:
             training.digest,
             dataclasses.asdict(self.recipe),
             seed,
-            __version__,
+            _code(),
             torch.__version__,
             "cuda" if torch.cuda.is_available() else "cpu",
         )
         return sha256_bytes(repr(made_of).encode())[:24]
+
+
+@functools.cache
+def _code() -> tuple[str, ...]:
+    """Return hashes of what decides scores and features besides data: a changed one forgets."""
+    here = Path(__file__).parent
+    return tuple(sha256_file(here / name) for name in ("classify.py", "xresnet1d.py"))
 
 
 def _read(path: Path) -> dict[str, Values]:

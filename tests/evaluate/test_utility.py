@@ -89,6 +89,15 @@ def test_other_records_labels_recipes_or_seeds_are_other_classifiers(
     assert len(list((tmp_path / "cache").iterdir())) == 5
 
 
+def test_what_other_code_said_is_not_remembered(
+    arm: Arm, tiny: Recipe, tmp_path: Path, trained: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for code in (utility._code(), ("another", "hash")):
+        monkeypatch.setattr(utility, "_code", lambda code=code: code)
+        Laboratory(tiny, (0,), tmp_path / "cache").scores(arm, [arm.validation])
+    assert trained == [0, 0]
+
+
 def test_a_cut_file_is_no_memory(
     arm: Arm, tiny: Recipe, tmp_path: Path, trained: list[int], caplog: pytest.LogCaptureFixture
 ) -> None:
