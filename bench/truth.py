@@ -5,11 +5,10 @@
 `oracle` simulates anew: nothing may tell it from the real ones. `blind` is the oracle with its
 labels shuffled: fidelity may not tell, what labels teach must. `copies` repeats training records:
 fidelity may not tell, privacy must; in `disguised` they are shifted, scaled and noisy, which is a
-fault that fidelity may see. `collapsed` gives each record the
-mean of its label: everything must tell. Classifiers learn AFIB, CRBBB and 1AVB at once; as that is
-easy, also under noise on both sides, where an oracle must still teach as much. Writes
-bench/results/truth.json and the section of docs/evaluation.md between its marks; with --page only
-the section.
+fault that fidelity may see. `collapsed` gives each record the mean of its label: everything must
+tell. Classifiers learn AFIB, CRBBB and 1AVB at once; as that is easy, also under noise on both
+sides, where an oracle must still teach as much. Writes bench/results/truth.json and the section of
+docs/evaluation.md between its marks; with --page only the section.
 """
 
 from __future__ import annotations

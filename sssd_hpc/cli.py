@@ -352,7 +352,8 @@ def evaluate(
                 f"{len(one.failures)} failures"
             )
             print(f"picture: {out / 'figures' / f'self_test_{name}.png'}")
-            print("\n".join(one.failures), end="\n" if one.failures else "")
+            for failure in one.failures:
+                print(failure)
         if any(one.failures for one in tested.values()):
             sys.exit(EXIT_FAILED)
         return
